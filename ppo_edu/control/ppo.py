@@ -168,11 +168,11 @@ def train(
         seeded(seed),
         Run("control", config, log_dir=log_dir, resume=resume, tensorboard=tensorboard) as run,
         deferred_interrupt() as interrupted,
-        tqdm(total=config.total_steps, unit=" steps", disable=not progress) as bar,
     ):
         state = start(config, seed, run)
-        stop = False
-        while state.env_steps < config.total_steps and not stop:
+        bar = tqdm(total=config.total_steps, initial=state.env_steps, unit=" steps", disable=not progress)
+        stop = state.env_steps >= config.total_steps
+        while not stop:
             remaining = 1.0 - state.env_steps / config.total_steps  # from 1 down to 0: what annealing multiplies by
             rollout = state.collector.collect(state.policy, config.num_steps)
             row = improve(state, rollout, config, remaining, advantage_fn, policy_loss_fn)
@@ -184,11 +184,13 @@ def train(
             bar.set_postfix(episode_return=row["episode_return"], refresh=False)
             stop = bool(callback(state)) if callback is not None else False
             started = time.perf_counter()
-            finished = stop or interrupted() or state.env_steps >= config.total_steps
-            if finished or state.update % checkpoint_every == 0:
+            stop = stop or interrupted() or state.env_steps >= config.total_steps
+            if stop or state.update % checkpoint_every == 0:
                 run.save(state_tensors(state))
-            if interrupted():
-                raise KeyboardInterrupt
+        bar.close()
+        state.collector.envs.close()
+        if interrupted():
+            raise KeyboardInterrupt
     return TrainResult(state.policy, state.log, state.env_steps, state.seconds)
 
 

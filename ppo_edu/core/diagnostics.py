@@ -13,12 +13,12 @@ from ppo_edu.core.validation import check_positive
 
 def approx_kl(
     log_probs: Tensor,  # log pi(a|s)
-    old_log_probs: Tensor,  # log pi_old(a|s) of the policy that acted
+    old_log_probs: Tensor,  # log pi_old(a|s) of the policy that acted, detached
     *,
     kind: Literal["k1", "k2", "k3"] = "k3",
     mask: Tensor | None = None,  # bool
 ) -> Tensor:
-    r"""Mean estimate of KL(pi_old || pi), in nats, from actions of the *old* policy. Keeps autograd.
+    r"""Mean estimate of KL(pi_old || pi), in nats, from actions of the *old* policy. Keeps autograd in log_probs.
 
     The roles are those of `kl_estimate` reversed: here the old policy sampled. k1 = log pi_old - log pi can come out
     negative by chance; k3 = (ratio - 1) - log ratio cannot.
@@ -27,7 +27,7 @@ def approx_kl(
     Returns: scalar. Raises: ValueError naming the argument.
     """
     log_probs, old_log_probs = prepare(mask, log_probs=log_probs, old_log_probs=old_log_probs)
-    return masked_mean(kl_estimate(old_log_probs, log_probs, kind), mask)
+    return masked_mean(kl_estimate(old_log_probs.detach(), log_probs, kind), mask)
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def explained_variance(
 
     Returns: scalar of at most 1, detached. Raises: ValueError, also for fewer than two entries that count.
     """
-    values, returns = prepare(mask, values=values, returns=returns)
+    values, returns = prepare(mask, at_least=2, values=values, returns=returns)
     error_var, return_var = masked_var(returns - values, mask), masked_var(returns, mask)
     undefined = torch.where(error_var > 0, 0.0, 1.0).to(error_var.dtype)
     return torch.where(return_var > 0, 1.0 - error_var / return_var, undefined)

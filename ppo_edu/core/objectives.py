@@ -23,7 +23,9 @@ def probability_ratio(
     """
     check_like("log_probs", log_probs, old_log_probs=old_log_probs)
     check_finite(log_probs=log_probs, old_log_probs=old_log_probs)
-    return torch.exp(log_probs - old_log_probs.detach())
+    ratio = torch.exp(log_probs - old_log_probs.detach())
+    check_finite(**{"exp(log_probs - old_log_probs)": ratio})  # overflow: even a clipped sample's gradient would be 0 * inf
+    return ratio
 
 
 def policy_gradient_loss(

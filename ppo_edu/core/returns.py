@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core.advantages import gae
-from ppo_edu.core.validation import check_finite, check_rollout, check_unit_interval
+from ppo_edu.core.validation import check_finite, check_float, check_rollout, check_unit_interval
 
 
 @torch.no_grad()
@@ -31,6 +31,7 @@ def discounted_return(
     Source: Sutton & Barto 2018, equations 3.8 and 3.9; bootstrapping at a time limit: Pardo et al. 2018 (arXiv:1712.00378), equation 8.
     Returns: [T, N], detached. Raises: ValueError naming the argument (shape, dtype, range, NaN or infinity).
     """
+    check_float(rewards=rewards)
     if bootstrap is None:
         bootstrap = torch.zeros_like(rewards)
     check_rollout("rewards", rewards, terminated, truncated, bootstrap=bootstrap)

@@ -18,6 +18,7 @@ _check_values: ContextVar[bool] = ContextVar("check_values", default=True)
 @contextmanager
 def value_checks(enabled: bool) -> Iterator[None]:
     """Switch the checks that read tensor values on or off inside a `with` block."""
+    check_bool(enabled=enabled)
     token = _check_values.set(enabled)
     try:
         yield
@@ -61,11 +62,11 @@ def check_flag(shape: torch.Size, device: torch.device, **tensors: Tensor) -> No
             raise ValueError(f"{name} must be a bool tensor of shape {list(shape)} on {device}, got {describe(x)}")
 
 
-def check_mask(mask: Tensor | None, shape: torch.Size, device: torch.device, *, at_least: int = 1) -> None:
-    """`mask` must be None or a bool tensor of the given shape with at least `at_least` True entries."""
+def check_mask(mask: Tensor | None, shape: torch.Size, device: torch.device, *, at_least: int = 1, of: str = "x") -> None:
+    """`mask` must be None or a bool tensor of the given shape with at least `at_least` True entries; `of` names what it masks."""
     if mask is None:
         if math.prod(shape) < at_least:
-            raise ValueError(f"at least {at_least} entries are needed, got shape {list(shape)}")
+            raise ValueError(f"{of} must have at least {at_least} entries, got shape {list(shape)}")
         return
     check_flag(shape, device, mask=mask)
     if reads_values() and (count := int(mask.sum())) < at_least:
@@ -129,6 +130,13 @@ def check_positive(**numbers: float) -> None:
     for name, x in numbers.items():
         if not is_number(x) or not (0.0 < x < math.inf):
             raise ValueError(f"{name} must be a finite number above 0, got {describe(x)}")
+
+
+def check_bool(**flags: bool) -> None:
+    """Each argument must be True or False, so that a tensor or a mask in the wrong place is not taken for yes."""
+    for name, x in flags.items():
+        if not isinstance(x, bool):
+            raise ValueError(f"{name} must be True or False, got {describe(x)}")
 
 
 def is_number(x: object) -> bool:

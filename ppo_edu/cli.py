@@ -1,0 +1,124 @@
+"""The command line: `ppo-edu train`, `ppo-edu evaluate`, `ppo-edu info`. Options are generated from the config dataclasses."""
+
+import dataclasses
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from ppo_edu.control import PPOConfig, evaluate, load_policy, train
+
+SHORT_NAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "mountaincar": "MountainCar-v0", "lunarlander": "LunarLander-v3"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(PPOConfig):
+    """Train a policy with PPO and evaluate it greedily over 100 episodes."""
+
+    env_id: tyro.conf.Positional[str] = "cartpole"
+    """Gymnasium environment, or a short name such as cartpole."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    log_dir: Path | None = None
+    """Directory for the log and the checkpoint; needed to evaluate or resume later."""
+    resume: Path | None = None
+    """Directory of a run to continue, with the same options as before."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the log directory too."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "env_id", SHORT_NAMES.get(self.env_id, self.env_id))
+        super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate the policy of a run: mean, spread and extremes of its episode returns."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's directory, or its checkpoint."""
+    episodes: int = 100
+    """Whole episodes to play."""
+    seed: int = 0
+    """Seed of the episodes."""
+    greedy: bool = True
+    """Play the most probable action; otherwise sample."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Versions and device: what to paste into an issue."""
+
+
+def run_train(options: TrainOptions) -> None:
+    config = PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+    result = train(
+        config,
+        seed=options.seed,
+        log_dir=options.log_dir,
+        resume=options.resume,
+        progress=options.progress,
+        tensorboard=options.tensorboard,
+    )
+    print(f"trained {result.env_steps} environment steps in {result.seconds:.1f} s")
+    report(evaluate(result.policy, config.env_id, seed=options.seed))
+
+
+def run_evaluate(options: EvaluateOptions) -> None:
+    policy, config = load_policy(options.run)
+    report(evaluate(policy, config.env_id, episodes=options.episodes, seed=options.seed, greedy=options.greedy))
+
+
+def run_info(options: InfoOptions) -> None:
+    import torch
+
+    for name in ("ppo-edu", "torch", "gymnasium", "numpy", "transformers"):
+        try:
+            print(f"{name:14}{version(name)}")
+        except PackageNotFoundError:
+            print(f"{name:14}not installed")
+    print(f"{'python':14}{platform.python_version()} on {platform.system()} {platform.machine()}")
+    print(f"{'device':14}{torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads")
+
+
+def report(returns: np.ndarray) -> None:
+    statistics = {"mean": returns.mean(), "sd": returns.std(), "min": returns.min(), "max": returns.max()}
+    print(f"return over {len(returns)} episodes: " + ", ".join(f"{name} {x:.1f}" for name, x in statistics.items()))
+
+
+COMMANDS: dict[type, Callable] = {TrainOptions: run_train, EvaluateOptions: run_evaluate, InfoOptions: run_info}
+Command = (
+    Annotated[TrainOptions, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[InfoOptions, tyro.conf.subcommand("info")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 failed while running, 2 bad options, 130 Ctrl-C."""
+    try:
+        options = tyro.cli(Command, args=args, prog="ppo-edu", description=__doc__)
+        COMMANDS[type(options)](options)
+    except ValueError as error:
+        return fail(error, 2)
+    except (FloatingPointError, OSError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail("interrupted; a run with a log directory can be resumed", 130)
+    return 0
+
+
+def fail(error: object, code: int) -> int:
+    print(f"ppo-edu: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Exercise checkers: `check_NAME(your_function)` runs it on small cases, shows the smallest one that fails, and, where the
+wrong answer is a known one, names the mistake.
+
+A checker runs nothing but the function it is given, on copies of its cases; exceptions, wrong types and shapes, and changes to
+the arguments are reported, not raised. It looks at the clock between cases and stops a slow function there.
+"""
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_edu.core import explained_variance
+from ppo_edu.teach.pitfalls import Pitfall, pitfalls_of
+
+SECONDS_ALLOWED = 10.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the function under test."""
+
+    title: str
+    arguments: dict[str, Any]  # in the order of the signature
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a checker found. True when every case passed; prints as a report."""
+
+    exercise: str
+    passed: bool
+    cases_passed: int
+    cases: int
+    report: str
+    pitfall: Pitfall | None = None
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        if self.passed:
+            return f"{self.exercise}: all {self.cases} cases pass."
+        return f"{self.exercise}: {self.cases_passed} of {self.cases} cases pass.\n{self.report}"
+
+
+Call = Callable[[Callable, dict[str, Any]], Any]  # how to call a function on a case's arguments
+
+
+def call_by_position(fn: Callable, arguments: dict[str, Any]) -> Any:
+    """fn(*arguments): the reader may name the parameters as they like."""
+    return fn(*arguments.values())
+
+
+def run_check(
+    exercise: str,
+    fn: Callable,
+    *,
+    reference: Callable,
+    cases: Sequence[Case],
+    pitfalls: Sequence[Pitfall] = (),
+    call: Call = call_by_position,
+    tolerance: float = 1e-5,
+) -> CheckResult:
+    """Compare `fn` with `reference` on all cases, smallest first; match a wrong `fn` with the known mistakes.
+
+    `call(function, arguments)` makes the call; a checker of a loss passes one that returns the gradient as well.
+    """
+    if not callable(fn):
+        return CheckResult(exercise, False, 0, len(cases), f"A function is needed, got {type(fn).__name__} {fn!r}.")
+    failures: dict[int, str] = {}
+    outputs: dict[int, Any] = {}
+    started = time.monotonic()
+    for number, case in enumerate(cases):
+        expected = call(reference, copy.deepcopy(case.arguments))
+        outputs[number], problem = _call_safely(fn, case, call)
+        problem = problem or _difference(outputs[number], expected, tolerance)
+        if problem:
+            failures[number] = problem
+        if time.monotonic() - started > SECONDS_ALLOWED and number + 1 < len(cases):
+            failures[number + 1] = f"Stopped before this case: the ones before it took over {SECONDS_ALLOWED:.0f} s together."
+            break
+    if not failures:
+        return CheckResult(exercise, True, len(cases), len(cases), "")
+    first = min(failures)
+    known = next((entry for entry in pitfalls if _same_everywhere(entry, cases, outputs, call, tolerance)), None)
+    report = f"The smallest case that fails: {cases[first].title}.\n{_show_arguments(cases[first])}\n{failures[first]}"
+    if known is not None:
+        report += f"\nYour result equals {known.mistake}.\n(Pitfall {known.name}. In a run: {known.symptom}.)"
+    return CheckResult(exercise, False, len(outputs) - len(failures.keys() & outputs.keys()), len(cases), report, known)
+
+
+def _call_safely(fn: Callable, case: Case, call: Call) -> tuple[Any, str | None]:
+    """The output of `fn`, and what went wrong in calling it (an exception, or arguments changed in place)."""
+    arguments = copy.deepcopy(case.arguments)
+    try:
+        output = call(fn, arguments)
+    except (Exception, SystemExit) as error:
+        return None, f"It raised {type(error).__name__}: {error}"
+    for name, x in arguments.items():
+        if _difference(x, case.arguments[name], 0.0):
+            return output, f"It changed its argument {name} in place; a caller would see its data altered. Work on a copy."
+    return output, None
+
+
+def _same_everywhere(entry: Pitfall, cases: Sequence[Case], outputs: dict[int, Any], call: Call, tolerance: float) -> bool:
+    """Whether the wrong variant gives the reader's outputs on every case that was run."""
+    for number, output in outputs.items():
+        wrong, problem = _call_safely(entry.wrong, cases[number], call)
+        if problem or _difference(output, wrong, tolerance):
+            return False
+    return True
+
+
+def _difference(got: Any, expected: Any, tolerance: float) -> str | None:
+    """None where `got` equals `expected` within the tolerance, else a sentence that says how they differ."""
+    if isinstance(expected, dict):
+        if not isinstance(got, dict) or got.keys() != expected.keys():
+            return f"It must return a dict with {sorted(expected)}, got {_show(got)}."
+        problems = (_difference(got[name], expected[name], tolerance) for name in expected)
+        return next((f"In {name}: {problem}" for name, problem in zip(expected, problems, strict=True) if problem), None)
+    if not isinstance(expected, Tensor | float | int):
+        return None if got == expected else f"Expected {expected!r}, got {got!r}."
+    got_tensor = _as_tensor(got)
+    expected_tensor = _as_tensor(expected)
+    if got_tensor is None:
+        return f"It must return {_kind(expected_tensor)}, got {type(got).__name__} {got!r}."
+    if got_tensor.shape != expected_tensor.shape:
+        return f"The result must have shape {list(expected_tensor.shape)}, got {list(got_tensor.shape)}."
+    if expected_tensor.dtype == torch.bool and got_tensor.dtype != torch.bool:
+        return f"The result must be bool, got {got_tensor.dtype}."
+    a, b = got_tensor.double(), expected_tensor.double()
+    if torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return None
+    return f"  expected = {_show(expected_tensor)}\n  got      = {_show(got_tensor)}"
+
+
+def _as_tensor(x: Any) -> Tensor | None:
+    if isinstance(x, Tensor):
+        return x.detach()
+    if isinstance(x, bool | int | float | np.ndarray | np.generic):
+        return torch.as_tensor(x)
+    return None
+
+
+def _kind(x: Tensor) -> str:
+    return "a number" if x.ndim == 0 else f"a tensor of shape {list(x.shape)}"
+
+
+def _show_arguments(case: Case) -> str:
+    width = max(map(len, case.arguments), default=0)
+    return "\n".join(f"  {name:{width}} = {_show(x)}" for name, x in case.arguments.items())
+
+
+def _show(x: Any) -> str:
+    """A tensor as nested lists with four significant digits, bools as 0 and 1."""
+    if isinstance(x, Tensor):
+        if x.numel() > 64:
+            return f"a tensor of shape {list(x.shape)}"
+        return _nested(x.detach().to(torch.int64 if x.dtype == torch.bool else x.dtype).tolist())
+    return repr(x)
+
+
+def _nested(x: Any) -> str:
+    if isinstance(x, list):
+        return "[" + ", ".join(map(_nested, x)) + "]"
+    return f"{x:.4g}" if isinstance(x, float) else str(x)
+
+
+# Chapter 7 ------------------------------------------------------------------------------------------------------------
+
+
+def valid_rows(terminated: Tensor, truncated: Tensor, carried_done: Tensor) -> Tensor:
+    """True where a row is a real transition: unless the row before it, perhaps in the previous rollout, ended an episode."""
+    return ~torch.cat([carried_done[None], (terminated | truncated)[:-1]])
+
+
+def _flags(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def check_valid_rows(fn: Callable) -> CheckResult:
+    """Exercise 7.2: `fn(terminated [T, N], truncated [T, N], carried_done [N]) -> [T, N]` bool, False on reset rows."""
+
+    def case(title: str, terminated: list, truncated: list, carried: list) -> Case:
+        flags = {"terminated": _flags(terminated), "truncated": _flags(truncated), "carried_done": _flags(carried)}
+        return Case(title, flags)
+
+    cases = [
+        case("no episode ends", [[0], [0]], [[0], [0]], [0]),
+        case("an episode terminates", [[0], [1], [0]], [[0], [0], [0]], [0]),
+        case("an episode is truncated", [[0], [0], [0]], [[1], [0], [0]], [0]),
+        case("the previous rollout ended with an episode", [[0], [0]], [[0], [0]], [1]),
+        case("an episode ends on the last row", [[0], [1]], [[0], [0]], [0]),
+        case(
+            "two environments, everything at once",
+            [[0, 1], [1, 0], [0, 0], [0, 0], [1, 0]],
+            [[0, 0], [0, 0], [0, 1], [0, 0], [0, 1]],
+            [1, 0],
+        ),
+    ]
+    return run_check("Exercise 7.2", fn, reference=valid_rows, cases=cases, pitfalls=pitfalls_of("valid_rows"))
+
+
+def annealed(initial: float, env_steps: int, total_steps: int) -> float:
+    """`initial` lowered linearly, 0 from `total_steps` on."""
+    return initial * max(1 - env_steps / total_steps, 0.0)
+
+
+def check_annealed(fn: Callable) -> CheckResult:
+    """Exercise 7.3: `fn(initial, env_steps, total_steps) -> float`, from `initial` linearly down to 0, never below."""
+    cases = [
+        Case(title, {"initial": initial, "env_steps": env_steps, "total_steps": total_steps})
+        for title, initial, env_steps, total_steps in [
+            ("before the first step", 1.0, 0, 100),
+            ("half way", 1.0, 50, 100),
+            ("at the end", 1.0, 100, 100),
+            ("past the end: the last update overshoots", 1.0, 110, 100),
+            ("a learning rate", 0.005, 10_000, 40_000),
+        ]
+    ]
+    return run_check("Exercise 7.3", fn, reference=annealed, cases=cases, pitfalls=pitfalls_of("annealed"), tolerance=1e-9)
+
+
+def check_explained_variance(fn: Callable) -> CheckResult:
+    """Exercise 7.4: `fn(values [B], returns [B]) -> scalar`, 1 - Var(R - V) / Var(R)."""
+
+    def case(title: str, values: list[float], returns: list[float]) -> Case:
+        return Case(title, {"values": torch.tensor(values), "returns": torch.tensor(returns)})
+
+    cases = [
+        case("a perfect critic", [1.0, 2.0, 4.0], [1.0, 2.0, 4.0]),
+        case("a constant critic", [2.0, 2.0, 2.0], [1.0, 2.0, 4.0]),
+        case("a critic off by 3 everywhere", [4.0, 5.0, 7.0], [1.0, 2.0, 4.0]),
+        case("a critic with the sign reversed", [-1.0, -2.0, -4.0], [1.0, 2.0, 4.0]),
+        case("a critic of half the scale", [0.5, 1.0, 2.0, 0.0], [1.0, 2.0, 4.0, 0.0]),
+    ]
+    return run_check("Exercise 7.4", fn, reference=explained_variance, cases=cases, pitfalls=pitfalls_of("explained_variance"))
+
+
+CHECKERS: dict[str, Callable[[Callable], CheckResult]] = {
+    name.removeprefix("check_"): fn for name, fn in list(globals().items()) if name.startswith("check_") and inspect.isfunction(fn)
+}
