@@ -26,6 +26,8 @@ THRESHOLD = 475.0
 CHECK_EVERY = 2048
 EVALUATION_EPISODES = 20
 DATA = Path(__file__).parents[1] / "ppo_edu" / "teach" / "data" / "cartpole_vs_peers.json"
+README = Path(__file__).parents[1] / "README.md"
+MARKER, END_MARKER = "<!-- cartpole_vs_peers -->", "<!-- /cartpole_vs_peers -->"
 
 
 class Watch:
@@ -155,6 +157,28 @@ def table(summary: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def readme_table(result: dict) -> str:
+    """The stored result as the README shows it."""
+    names = {"ppo_edu": "ppo_edu", "stable_baselines3": f"stable-baselines3 {result['metadata']['versions']['stable-baselines3']}"}
+    ours = result["summary"]["ppo_edu"]
+    lines = ["| | solved | seconds | times ours | environment steps | times ours | steps per second |", "|---|---|---|---|---|---|---|"]
+    for name, row in result["summary"].items():
+        lines.append(
+            f"| {names[name]} | {row['solved']} of {row['runs']} | {row['median_seconds']:.2f} | "
+            f"{row['median_seconds'] / ours['median_seconds']:.1f} | {row['median_env_steps']:,.0f} | "
+            f"{row['median_env_steps'] / ours['median_env_steps']:.1f} | {row['median_steps_per_second']:,.0f} |"
+        )
+    meta = result["metadata"]
+    return "\n".join(lines) + f"\n\nMeasured {meta['date']} on {meta['processor']}, torch {meta['versions']['torch']}.\n"
+
+
+def write_readme(result: dict, path: Path = README) -> None:
+    """Put the table between its markers in the README."""
+    before, rest = path.read_text().split(MARKER)
+    after = rest.split(END_MARKER)[1]
+    path.write_text(f"{before}{MARKER}\n{readme_table(result)}{END_MARKER}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -181,6 +205,8 @@ def main() -> None:
         "runs": {name: [vars(run) for run in runs] for name, runs in outcomes.items()},
     }
     args.output.write_text(json.dumps(result, indent=1) + "\n")
+    if args.output == DATA:
+        write_readme(result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Checkpoint:
 class Run:
     """A run's log and checkpoint on disk; with `log_dir=None`, a log in memory only.
 
-    A directory that already holds a run is refused unless it is resumed: nothing is overwritten.
+    A directory that already holds a run is refused unless it is resumed: nothing is overwritten. (An empty log without
+    a checkpoint, left by a run that failed before its first update, is no run.)
     """
 
     def __init__(
@@ -56,9 +57,12 @@ class Run:
             if tensorboard:
                 raise ValueError("tensorboard needs log_dir: where to write the event files")
             return
+        if tensorboard:
+            summary_writer = _summary_writer_class()
         self._open(resume is not None)
         if tensorboard:
-            self._writer = _summary_writer(self.directory)
+            purge_step = None if self.resumed is None else self.resumed.update + 1  # TensorBoard, too, forgets later rows
+            self._writer = summary_writer(str(self.directory), purge_step=purge_step)
 
     def _open(self, resuming: bool) -> None:
         log_path, checkpoint_path = self.directory / LOG_NAME, self.directory / CHECKPOINT_NAME
@@ -67,7 +71,7 @@ class Run:
             check_same_config(self.resumed.config, self.config)
             self.log = [row for row in read_log(log_path) if row["update"] <= self.resumed.update]
             write_atomically(log_path, "".join(map(_json_line, self.log)).encode())
-        elif log_path.exists() or checkpoint_path.exists():
+        elif checkpoint_path.exists() or (log_path.exists() and log_path.stat().st_size > 0):
             raise ValueError(f"log_dir must not hold a run already, got {self.directory}; resume it, or choose another directory")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,7 @@ class Run:
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the checkpoint atomically. Without a directory, nothing."""
         if self.directory is not None:
+            os.fsync(self._file.fileno())  # the log first: on disk, too, it is never behind the checkpoint
             update = int(self.log[-1]["update"]) if self.log else 0
             save_checkpoint(self.directory / CHECKPOINT_NAME, Checkpoint(dict(tensors), self.kind, self.config, update))
 
@@ -116,12 +121,12 @@ def _directory(log_dir: str | Path | None, resume: str | Path | None) -> Path | 
     return directory
 
 
-def _summary_writer(directory: Path) -> Any:
+def _summary_writer_class() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("tensorboard=True needs the tensorboard package: pip install tensorboard") from error
-    return SummaryWriter(str(directory))
+    return SummaryWriter
 
 
 def _json_line(row: Row) -> str:
@@ -135,12 +140,15 @@ def read_log(path: str | Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
             break
         try:
-            rows.append({name: math.nan if x is None else float(x) for name, x in json.loads(line).items()})
+            row = {name: math.nan if x is None else float(x) for name, x in json.loads(line).items()}
+            if "update" not in row:
+                raise ValueError("not a row of a run")
+            rows.append(row)
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} must hold one JSON object per line, got {line.strip()[:80]!r} on line {number}") from error
     return rows
@@ -164,8 +172,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path} ({error.strerror}); what was there before is intact") from error
+    finally:  # after a failure, a Ctrl-C too; after a success there is nothing left to remove
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
@@ -197,7 +207,11 @@ def load_checkpoint(path: str | Path, *, kind: str) -> Checkpoint:
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
         written_by = f"{metadata.get('format', 'another program')}, kind {metadata.get('kind', 'none')}"
         raise ValueError(f"{path} must be a checkpoint of {FORMAT}, kind {kind}; it was written by {written_by}")
-    return Checkpoint(tensors, kind, json.loads(metadata["config"]), int(metadata["update"]))
+    try:
+        config, update = dict(json.loads(metadata["config"])), int(metadata["update"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint: its metadata is damaged") from error
+    return Checkpoint(tensors, kind, config, update)
 
 
 def config_as_json(config: Any) -> dict[str, Any]:

@@ -22,9 +22,10 @@ def make_envs(env_id: str, num_envs: int) -> VectorEnv:
     """
     try:
         envs = gym.make_vec(env_id, num_envs=num_envs)
-    except (gym.error.UnregisteredEnv, gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+    except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"env_id must name an environment that Gymnasium can make, got {env_id!r}: {error}") from error
     if envs.metadata.get("autoreset_mode") != AutoresetMode.NEXT_STEP:
+        envs.close()
         raise ValueError(f"env_id must name an environment with next-step autoreset, got {env_id!r}: {envs.metadata.get('autoreset_mode')}")
     if isinstance(envs.single_observation_space, gym.spaces.Discrete):
         envs = gym.wrappers.vector.FlattenObservation(envs)

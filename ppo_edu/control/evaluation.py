@@ -1,12 +1,16 @@
 """Evaluation: undiscounted returns of whole episodes."""
 
+from contextlib import closing
+
 import numpy as np
 import torch
 
 from ppo_edu.control.envs import make_envs
 from ppo_edu.control.networks import Policy, greedy_or_sampled
+from ppo_edu.runs import seeded
 
 MAX_ENVS = 100
+MAX_LENGTH = 20_000  # steps: an episode this long is taken to be endless
 
 
 def evaluate(policy: Policy, env_id: str, *, episodes: int = 100, seed: int = 0, greedy: bool = True) -> np.ndarray:
@@ -15,25 +19,26 @@ def evaluate(policy: Policy, env_id: str, *, episodes: int = 100, seed: int = 0,
     Episodes are allotted to environments beforehand: taking the first to finish would favour short ones.
     `greedy`: play the most probable action; False: sample, reproducibly, without touching torch's global random state.
 
-    Raises: ValueError naming the argument.
+    Raises: ValueError naming the argument; also for an environment without a time limit in which the policy never ends.
     """
     if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
         raise ValueError(f"episodes must be an int of at least 1, got {episodes!r}")
-    envs = make_envs(env_id, min(episodes, MAX_ENVS))
-    quota = np.full(envs.num_envs, episodes // envs.num_envs)
-    quota[: episodes % envs.num_envs] += 1
+    num_envs = min(episodes, MAX_ENVS)
+    quota = np.full(num_envs, episodes // num_envs)
+    quota[: episodes % num_envs] += 1
     returns: list[float] = []
-    running = np.zeros(envs.num_envs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    running, length = np.zeros(num_envs), np.zeros(num_envs)
+    with seeded(seed), closing(make_envs(env_id, num_envs)) as envs:
         observations, _ = envs.reset(seed=seed)
         while quota.any():
             actions = greedy_or_sampled(policy, torch.from_numpy(observations).float(), greedy)
             observations, rewards, terminated, truncated, _ = envs.step(actions.numpy())
             running += rewards  # a reset row pays 0
+            length += 1
             done = terminated | truncated
             returns += running[done & (quota > 0)].tolist()
             quota -= done & (quota > 0)
-            running[done] = 0.0
-    envs.close()
+            running[done] = length[done] = 0.0
+            if length.max() > MAX_LENGTH:
+                raise ValueError(f"env_id must name an environment whose episodes end, got {env_id!r}: one passed {MAX_LENGTH} steps")
     return np.array(returns)

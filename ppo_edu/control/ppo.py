@@ -6,11 +6,13 @@ Left out on purpose: recurrent policies, image observations and several processe
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,7 +20,7 @@ from ppo_edu.control.envs import environment_tensors, make_envs, restore_environ
 from ppo_edu.control.networks import Policy, make_policy
 from ppo_edu.control.rollout import Collector, Rollout
 from ppo_edu.core import approx_kl, clip_fraction, clipped_surrogate_loss, explained_variance, gae, value_checks, value_loss, whiten
-from ppo_edu.core.validation import check_positive, check_unit_interval, describe
+from ppo_edu.core.validation import check_bool, check_positive, check_unit_interval, describe
 from ppo_edu.runs import Checkpoint, Row, Run, deferred_interrupt, load_checkpoint, load_into, optimizer_tensors, restore_optimizer, seeded
 
 
@@ -30,15 +32,15 @@ class PPOConfig:
     """Gymnasium environment with vector observations."""
     total_steps: int = 40_000
     """Environment steps to train for; the run ends with the update that reaches them."""
-    num_envs: int = 16
+    num_envs: int = 32
     """Environments stepped together (N)."""
-    num_steps: int = 64
+    num_steps: int = 32
     """Steps of each environment per update (T)."""
     epochs: int = 8
     """Passes over the rollout per update."""
     minibatch_size: int = 512
-    """Rows per optimiser step, about: the valid rows are split evenly."""
-    learning_rate: float = 5e-3
+    """Rows per optimiser step, approximately, since the valid rows are split evenly."""
+    learning_rate: float = 1e-2
     """Adam's step size."""
     anneal_learning_rate: bool = True
     """Lower the learning rate linearly to 0 over total_steps."""
@@ -47,7 +49,7 @@ class PPOConfig:
     gamma: float = 0.99
     """Discount per step."""
     lam: float = 0.95
-    """GAE's lambda: 0 trusts the critic after one reward, 1 never does."""
+    """GAE's lambda, from 0 (trust the critic after one reward) to 1 (never trust it)."""
     clip_range: float = 0.2
     """Half-width of the interval around 1 in which the probability ratio has gradient."""
     anneal_clip_range: bool = False
@@ -57,19 +59,21 @@ class PPOConfig:
     value_coef: float = 0.5
     """Weight of the value loss."""
     value_clip_range: float | None = None
-    """Clip the critic's change per update to this, in units of the return; None: no clipping."""
+    """Clip the critic's change per update to this, in units of the return. None does not clip."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per nat."""
     max_grad_norm: float | None = 0.5
-    """Scale gradients down to this global norm; None: leave them."""
+    """Scale gradients down to this global norm. None leaves them as they are."""
     target_kl: float | None = None
-    """Stop an update's epochs once the approximate KL from old to new policy exceeds this, in nats; None: never."""
+    """Stop an update's epochs once the approximate KL from old to new policy exceeds this many nats. None never stops."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
     orthogonal_init: bool = True
-    """Orthogonal initialisation; False: torch's default."""
+    """Orthogonal initialisation instead of torch's default."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.hidden_sizes, tuple):
+            raise ValueError(f"hidden_sizes must be a tuple of ints, got {describe(self.hidden_sizes)}")
         counts = {name: getattr(self, name) for name in ("total_steps", "num_envs", "num_steps", "epochs", "minibatch_size")}
         counts |= {f"hidden_sizes[{i}]": width for i, width in enumerate(self.hidden_sizes)}
         for name, x in counts.items():
@@ -84,6 +88,8 @@ class PPOConfig:
             raise ValueError(
                 f"minibatch_size must be from 2 to num_envs * num_steps = {self.num_envs * self.num_steps}, got {self.minibatch_size}"
             )
+        switches = ("anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "orthogonal_init")
+        check_bool(**{name: getattr(self, name) for name in switches})
         check_unit_interval(gamma=self.gamma, lam=self.lam)
         check_positive(adam_eps=self.adam_eps, clip_range=self.clip_range)
         optional = ("value_clip_range", "max_grad_norm", "target_kl")
@@ -164,44 +170,46 @@ def train(
     """
     started = time.perf_counter()
     config = PPOConfig() if config is None else config
+    if not isinstance(checkpoint_every, int) or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be an int of at least 1, got {describe(checkpoint_every)}")
     with (
         seeded(seed),
+        closing(make_envs(config.env_id, config.num_envs)) as envs,
         Run("control", config, log_dir=log_dir, resume=resume, tensorboard=tensorboard) as run,
         deferred_interrupt() as interrupted,
     ):
-        state = start(config, seed, run)
-        bar = tqdm(total=config.total_steps, initial=state.env_steps, unit=" steps", disable=not progress)
+        state = start(config, seed, envs, run)
         stop = state.env_steps >= config.total_steps
-        while not stop:
-            remaining = 1.0 - state.env_steps / config.total_steps  # from 1 down to 0: what annealing multiplies by
-            rollout = state.collector.collect(state.policy, config.num_steps)
-            row = improve(state, rollout, config, remaining, advantage_fn, policy_loss_fn)
-            state.update += 1
-            state.env_steps += int(rollout.valid.sum())
-            state.seconds += time.perf_counter() - started
-            run.append({"update": state.update, "env_steps": state.env_steps, "seconds": state.seconds, **row})
-            bar.update(min(state.env_steps, config.total_steps) - bar.n)
-            bar.set_postfix(episode_return=row["episode_return"], refresh=False)
-            stop = bool(callback(state)) if callback is not None else False
-            started = time.perf_counter()
-            stop = stop or interrupted() or state.env_steps >= config.total_steps
-            if stop or state.update % checkpoint_every == 0:
-                run.save(state_tensors(state))
-        bar.close()
-        state.collector.envs.close()
+        with tqdm(total=config.total_steps, initial=state.env_steps, unit=" steps", disable=not progress) as bar:
+            while not stop:
+                remaining = 1.0 - state.env_steps / config.total_steps  # from 1 down to 0: what annealing multiplies by
+                rollout = state.collector.collect(state.policy, config.num_steps)
+                row = improve(state, rollout, config, remaining, advantage_fn, policy_loss_fn)
+                state.update += 1
+                state.env_steps += int(rollout.valid.sum())
+                state.seconds += time.perf_counter() - started
+                run.append({"update": state.update, "env_steps": state.env_steps, "seconds": state.seconds, **row})
+                bar.update(min(state.env_steps, config.total_steps) - bar.n)
+                bar.set_postfix(episode_return=row["episode_return"], refresh=False)
+                stop = bool(callback(state)) if callback is not None else False
+                started = time.perf_counter()
+                stop = stop or interrupted() or state.env_steps >= config.total_steps
+                if stop or state.update % checkpoint_every == 0:
+                    run.save(state_tensors(state))
         if interrupted():
             raise KeyboardInterrupt
     return TrainResult(state.policy, state.log, state.env_steps, state.seconds)
 
 
-def start(config: PPOConfig, seed: int, run: Run) -> TrainState:
+def start(config: PPOConfig, seed: int, envs: VectorEnv, run: Run) -> TrainState:
     """A new training, or the one that the run resumes."""
-    envs = make_envs(config.env_id, config.num_envs)
     spaces = envs.single_observation_space, envs.single_action_space
     policy = make_policy(*spaces, config.hidden_sizes, orthogonal=config.orthogonal_init)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
     state = TrainState(policy, optimizer, Collector(envs, seed), log=run.log)
-    if run.resumed is not None:
+    if run.resumed is None:
+        run.save(state_tensors(state))  # so that a run killed in its first update can be resumed too
+    else:
         restore(state, run.resumed)
         if "env.state" not in run.resumed.tensors:
             warn_fresh_episodes(config.env_id)
@@ -232,7 +240,7 @@ def improve(
                 break
         row = diagnose(policy, batch, clip_range)
     policy_losses, value_losses, grad_norms = torch.tensor(steps).mean(0).tolist()
-    row |= {"policy_loss": policy_losses, "value_loss": value_losses, "grad_norm": grad_norms, "epochs": epoch}
+    row = {"policy_loss": policy_losses, "value_loss": value_losses, "grad_norm": grad_norms, **row, "epochs": epoch}
     row |= {"learning_rate": optimizer.param_groups[0]["lr"], "clip_range": clip_range}
     for name, x in row.items():
         if not math.isfinite(x):
@@ -255,6 +263,8 @@ def ppo_loss(
     distribution = policy.distribution(batch.observations)
     log_probs = distribution.log_prob(batch.actions)
     policy_loss = policy_loss_fn(log_probs, batch.log_probs, batch.advantages, clip_range=clip_range)
+    if not isinstance(policy_loss, Tensor) or policy_loss.shape != ():
+        raise ValueError(f"policy_loss_fn must return a scalar tensor, got {describe(policy_loss)}")
     values = policy.value(batch.observations)
     old_values = None if config.value_clip_range is None else batch.values
     critic_loss = value_loss(values, batch.returns, old_values=old_values, clip_range=config.value_clip_range)
@@ -323,6 +333,9 @@ COLLECTOR_ARRAYS = ("observations", "done", "running_return", "running_length")
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put back what `state_tensors` returned. Without saved environments, episodes start afresh."""
     tensors = checkpoint.tensors
+    missing = [name for name in state_tensors(state) if name not in tensors and not name.startswith("env.")]
+    if missing:
+        raise ValueError(f"the checkpoint must be complete, it lacks {missing}")
     load_into(state.policy, tensors, "policy.")
     restore_optimizer(state.optimizer, tensors)
     if "env.state" in tensors:
@@ -337,9 +350,11 @@ def load_policy(path: str | Path) -> tuple[Policy, PPOConfig]:
     """The policy in a run's checkpoint (the run's directory or the file), and the config it was trained with."""
     path = Path(path)
     checkpoint = load_checkpoint(path / "checkpoint.safetensors" if path.is_dir() else path, kind="control")
-    config = PPOConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint.config.items()})
-    envs = make_envs(config.env_id, 1)
-    policy = make_policy(envs.single_observation_space, envs.single_action_space, config.hidden_sizes)
+    try:
+        config = PPOConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint.config.items()})
+    except TypeError as error:
+        raise ValueError(f"{path} was written with another set of options: {error}") from error
+    with closing(make_envs(config.env_id, 1)) as envs, seeded(0):  # the caller's random state stays; the weights are replaced
+        policy = make_policy(envs.single_observation_space, envs.single_action_space, config.hidden_sizes)
     load_into(policy, checkpoint.tensors, "policy.")
-    envs.close()
     return policy, config

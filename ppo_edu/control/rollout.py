@@ -56,12 +56,14 @@ class Collector:
         actions = []
         for t in range(T):
             observations[t] = self.observations
+            _check_finite("observation", observations[t], t)
             valid[t] = ~self.done
             actions.append(sample_actions(policy, observations[t]))
             self.observations, rewards[t], terminated[t], truncated[t], _ = self.envs.step(actions[t].numpy())
+            _check_finite("reward", rewards[t], t)
             self.done = terminated[t] | truncated[t]
         observations[T] = self.observations
-        _check_finite(observations=observations, rewards=rewards)
+        _check_finite("observation", observations[T], T)
         returns, lengths = self._finished_episodes(rewards, valid, terminated | truncated)
 
         seen = torch.from_numpy(observations)
@@ -70,7 +72,8 @@ class Collector:
             values = policy.value(seen)
             log_probs = policy.distribution(seen[:-1]).log_prob(taken)
         flags = (torch.from_numpy(x) for x in (terminated, truncated, valid))
-        return Rollout(seen[:-1], taken, log_probs, torch.from_numpy(rewards), values[:-1], values[1:], *flags, returns, lengths)
+        next_values = values[1:].clone()  # no memory shared with values: a reader's advantage_fn may write into its arguments
+        return Rollout(seen[:-1], taken, log_probs, torch.from_numpy(rewards), values[:-1], next_values, *flags, returns, lengths)
 
     def _finished_episodes(self, rewards: np.ndarray, valid: np.ndarray, done: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns and lengths of the episodes that ended in these rows; reset rows count for neither."""
@@ -92,8 +95,8 @@ def sample_actions(policy: Policy, observations: np.ndarray) -> Tensor:
     return policy.distribution(torch.from_numpy(observations)).sample()
 
 
-def _check_finite(**arrays: np.ndarray) -> None:
-    for name, x in arrays.items():
-        if not np.isfinite(x).all():
-            t, n = np.argwhere(~np.isfinite(x))[0][:2]
-            raise ValueError(f"the environment returned {name} that are not finite: {x[t, n]} in environment {n} at row {t} of the rollout")
+def _check_finite(name: str, x: np.ndarray, t: int) -> None:
+    """`x` [N, ...] is what the environments returned; a policy cannot even sample from a NaN."""
+    if not np.isfinite(x).all():
+        n = np.argwhere(~np.isfinite(x))[0, 0]
+        raise ValueError(f"{name} must be finite, got {x[n]} from environment {n} at row {t} of the rollout")

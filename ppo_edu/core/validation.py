@@ -105,8 +105,7 @@ def check_logits(mask: Tensor | None = None, **tensors: Tensor) -> None:
 def check_rollout(
     first_name: str,
     first: Tensor,  # [T, N]
-    terminated: Tensor,  # [T, N] bool
-    truncated: Tensor | None = None,  # [T, N] bool
+    *flags: Tensor,  # [T, N] bool: terminated and, where it matters, truncated
     **tensors: Tensor,  # [T, N]
 ) -> None:
     """All arguments must be [T, N]: `first` and `tensors` floating point and alike, the flags bool."""
@@ -114,8 +113,7 @@ def check_rollout(
     if first.ndim != 2:
         raise ValueError(f"{first_name} must have shape [T, N], time first (x[:, None] for one environment), got {describe(first)}")
     check_like(first_name, first, **tensors)
-    flags = {"terminated": terminated} if truncated is None else {"terminated": terminated, "truncated": truncated}
-    check_flag(first.shape, first.device, **flags)
+    check_flag(first.shape, first.device, **dict(zip(("terminated", "truncated"), flags, strict=False)))
 
 
 def check_unit_interval(**numbers: float) -> None:

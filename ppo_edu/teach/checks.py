@@ -89,11 +89,12 @@ def run_check(
     if not failures:
         return CheckResult(exercise, True, len(cases), len(cases), "")
     first = min(failures)
-    known = next((entry for entry in pitfalls if _same_everywhere(entry, cases, outputs, call, tolerance)), None)
+    wrong = failures.keys() & outputs.keys()  # empty where all that ran was right and the clock ran out
+    known = next((entry for entry in pitfalls if wrong and _same_everywhere(entry, cases, outputs, call, tolerance)), None)
     report = f"The smallest case that fails: {cases[first].title}.\n{_show_arguments(cases[first])}\n{failures[first]}"
     if known is not None:
         report += f"\nYour result equals {known.mistake}.\n(Pitfall {known.name}. In a run: {known.symptom}.)"
-    return CheckResult(exercise, False, len(outputs) - len(failures.keys() & outputs.keys()), len(cases), report, known)
+    return CheckResult(exercise, False, len(outputs) - len(wrong), len(cases), report, known)
 
 
 def _call_safely(fn: Callable, case: Case, call: Call) -> tuple[Any, str | None]:
@@ -142,11 +143,13 @@ def _difference(got: Any, expected: Any, tolerance: float) -> str | None:
 
 
 def _as_tensor(x: Any) -> Tensor | None:
-    if isinstance(x, Tensor):
-        return x.detach()
+    """`x` as a real tensor; None where it is not one."""
     if isinstance(x, bool | int | float | np.ndarray | np.generic):
-        return torch.as_tensor(x)
-    return None
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError):  # strings, objects, integers beyond 64 bits
+            return None
+    return x.detach() if isinstance(x, Tensor) and not x.is_complex() else None
 
 
 def _kind(x: Tensor) -> str:

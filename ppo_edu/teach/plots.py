@@ -1,11 +1,15 @@
 """One figure style for the whole course, and the figures that several chapters draw."""
 
+import base64
+import html
 import io
+import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -91,18 +95,19 @@ def draw_loop(steps: Sequence[tuple[str, str]], back: str) -> Figure:
     figure.subplots_adjust(0, 0, 1, 1)
     axes.set_axis_off()
     axes.set_xlim(0, len(steps))
-    axes.set_ylim(-0.62, 1.1)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "linewidth": 1.6, "color": "#444444", "shrinkA": 0, "shrinkB": 0}
+    axes.set_ylim(-0.55, 1.05)
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 15, "linewidth": 1.6, "color": "#444444", "shrinkA": 0, "shrinkB": 0}
     for i, (title, text) in enumerate(steps):
         colour = COLOURS[i % len(COLOURS)]
-        axes.add_patch(FancyBboxPatch((i + 0.09, 0.12), 0.82, 0.8, boxstyle="round,pad=0,rounding_size=0.06", fc="white", ec=colour, lw=2))
-        axes.text(i + 0.5, 0.76, title, ha="center", va="center", weight="bold", color=colour, size=11)
-        axes.text(i + 0.5, 0.42, text, ha="center", va="center", size=8.8, linespacing=1.35)
+        axes.add_patch(FancyBboxPatch((i + 0.06, 0.08), 0.88, 0.9, boxstyle="round,pad=0,rounding_size=0.06", fc="white", ec=colour, lw=2))
+        axes.text(i + 0.5, 0.82, title, ha="center", va="center", weight="bold", color=colour, size=13)
+        axes.text(i + 0.5, 0.42, text, ha="center", va="center", size=10.5, linespacing=1.35)
         if i:
-            axes.add_patch(FancyArrowPatch((i - 0.09, 0.52), (i + 0.09, 0.52), **arrow))
-    ends = (len(steps) - 0.5, 0.12), (0.5, 0.12)
-    axes.add_patch(FancyArrowPatch(*ends, connectionstyle=f"bar,fraction={-0.38 / (len(steps) - 1):.3f}", **arrow))
-    axes.text(len(steps) / 2, -0.42, back, ha="center", va="center", size=9.5, color="#444444")
+            axes.add_patch(FancyArrowPatch((i - 0.06, 0.52), (i + 0.06, 0.52), **arrow))
+    left, right, bottom = 0.5, len(steps) - 0.5, -0.2
+    axes.plot([right, right, left], [0.08, bottom, bottom], color=arrow["color"], linewidth=arrow["linewidth"])
+    axes.add_patch(FancyArrowPatch((left, bottom), (left, 0.08), **arrow))
+    axes.text(len(steps) / 2, bottom - 0.08, back, ha="center", va="top", size=11, color="#444444")
     return figure
 
 
@@ -116,7 +121,11 @@ def animate_policy(
     import gymnasium as gym
     from PIL import Image
 
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # drawing needs no window
+
     env = gym.make(env_id, render_mode="rgb_array")
+    if isinstance(env.observation_space, gym.spaces.Discrete):
+        env = gym.wrappers.FlattenObservation(env)  # one-hot, as in training
     observation, _ = env.reset(seed=seed)
     frames, total, done, step = [], 0.0, False, 0
     with torch.random.fork_rng(devices=[]):
@@ -132,9 +141,23 @@ def animate_policy(
     frames.append(Image.fromarray(env.render()))
     fps = env.metadata["render_fps"]
     env.close()
-    height = round(width * frames[0].height / frames[0].width)
-    small = [frame.resize((width, height), Image.Resampling.LANCZOS).quantize(32) for frame in frames]
+    box = _drawn_part(frames)
+    height = round(width * (box[3] - box[1]) / (box[2] - box[0]))
+    small = [frame.crop(box).resize((width, height), Image.Resampling.LANCZOS).quantize(32) for frame in frames]
     buffer = io.BytesIO()
     milliseconds = round(1000 * every / fps / 10) * 10  # GIF counts in hundredths of a second
     small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=milliseconds, loop=0, optimize=True)
     return buffer.getvalue(), total
+
+
+def _drawn_part(frames: Sequence["Image"], margin: int = 12) -> tuple[int, int, int, int]:  # noqa: F821
+    """Left, top, right, bottom of what differs from the background in any frame: full width, some margin above and below."""
+    pixels = np.stack([np.asarray(frame) for frame in frames])
+    rows = np.flatnonzero((pixels != pixels[0, 0, 0]).any(axis=(0, 2, 3)))
+    return 0, max(rows[0] - margin, 0), pixels.shape[2], min(rows[-1] + margin, pixels.shape[1])
+
+
+def show_gif(gif: bytes, alt: str) -> HTML:
+    """A GIF embedded in the output, with its alternative text; it plays on the site and in Colab."""
+    data = base64.b64encode(gif).decode()
+    return HTML(f'<img src="data:image/gif;base64,{data}" alt="{html.escape(alt)}">')
