@@ -21,6 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ppo_edu.core.validation import is_number
+
 CHECKPOINT_NAME = "checkpoint.safetensors"
 LOG_NAME = "log.jsonl"
 FORMAT = "ppo-edu-1"
@@ -145,12 +147,12 @@ def read_log(path: str | Path) -> list[Row]:
         if number == len(lines) and not line.endswith("\n"):
             break
         try:
-            row = {name: math.nan if x is None else float(x) for name, x in json.loads(line).items()}
-            if "update" not in row:
+            row = {name: math.nan if x is None else x for name, x in json.loads(line).items()}
+            if "update" not in row or not all(is_number(x) for x in row.values()):
                 raise ValueError("not a row of a run")
             rows.append(row)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path} must hold one JSON object per line, got {line.strip()[:80]!r} on line {number}") from error
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} must hold one JSON object of numbers per line, got {line.strip()[:80]!r} on line {number}") from error
     return rows
 
 

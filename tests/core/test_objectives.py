@@ -218,6 +218,16 @@ def test_the_plain_value_loss_is_half_the_mean_squared_error():
     assert_close(gradient, floats(1, -0.5))
 
 
+def test_without_clipping_too_the_target_gets_no_gradient_and_the_padding_does_not_exist():
+    """The tests for all functions alike, in test_contract.py and test_masking.py, call value_loss with clipping."""
+    values, returns = floats(3, 4, math.nan).requires_grad_(), floats(1, 5, math.inf).requires_grad_()
+    loss = value_loss(values, returns, mask=torch.tensor([True, True, False]))
+    loss.backward()
+    assert_close(loss.item(), 1.25)
+    assert_close(values.grad, floats(1, -0.5, 0))
+    assert returns.grad is None
+
+
 @given(seed=batches, clip_range=st.floats(0.01, 2))
 def test_value_clipping_never_lowers_the_loss_and_a_wide_clip_changes_nothing(seed, clip_range):
     values, old_values, returns = random_batch(seed)

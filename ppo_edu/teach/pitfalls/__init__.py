@@ -1,0 +1,10 @@
+"""The catalogue of known mistakes: each entry is a minimal wrong variant of one function, with the symptom that betrays it.
+
+The exercise checkers compare a reader's result with these variants, so that they can say *which* mistake it is.
+Every variant has the signature of the function it gets wrong.
+"""
+
+from ppo_edu.teach.pitfalls import chapter07 as chapter07  # importing a module enters its mistakes into the catalogue
+from ppo_edu.teach.pitfalls.catalogue import PITFALLS, Pitfall, pitfall, pitfalls_of
+
+__all__ = ["PITFALLS", "Pitfall", "pitfall", "pitfalls_of"]
