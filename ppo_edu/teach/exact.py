@@ -1,7 +1,7 @@
 """Small tabular decision problems on which every quantity of the course can be computed exactly, in float64.
 
 Policies are tables: `logits` [S, A] are the parameters theta of a softmax policy, `pi` [S, A] its probabilities.
-Episodes end where transition probability is missing: sum_s' P(s'|s, a) < 1 is the chance to go on. So no absorbing state
+Episodes end where transition probability is missing: the row sum of P over the next state is the chance to go on. So no absorbing state
 is needed, and the linear solves hold at gamma = 1 too, as long as every episode ends.
 
 The problems are registered as Gymnasium environments (ids in `ENV_IDS`), so that `ppo_edu.control.train` runs on them.
@@ -153,7 +153,9 @@ def softmax_policy(logits: Tensor) -> Tensor:
 
 
 def state_values(mdp: MDP, pi: Tensor) -> Tensor:
-    r"""V [S]: V(s) = sum_a pi(a|s) (r(s, a) + gamma sum_s' P(s'|s, a) V(s')), by solving (I - gamma P_pi) V = r_pi.
+    r"""State values [S], by solving (I - gamma P_pi) V = r_pi.
+
+        V(s) = sum_a pi(a|s) (r(s, a) + gamma sum_s' P(s'|s, a) V(s'))
 
     Keeps autograd through `pi`. Source: Sutton & Barto 2018, equation 4.4 (the Bellman equation), section 4.1.
     """
@@ -162,7 +164,10 @@ def state_values(mdp: MDP, pi: Tensor) -> Tensor:
 
 
 def action_values(mdp: MDP, pi: Tensor) -> Tensor:
-    """Q [S, A]: Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) V(s')."""
+    r"""Action values [S, A].
+
+        Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) V(s')
+    """
     return mdp.reward + mdp.gamma * mdp.transition @ state_values(mdp, pi)
 
 
@@ -172,7 +177,10 @@ def advantages(mdp: MDP, pi: Tensor) -> Tensor:
 
 
 def optimal_action_values(mdp: MDP, *, sweeps: int = 1000) -> Tensor:
-    """Q* [S, A] by value iteration: Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) max_a' Q(s', a')."""
+    r"""Action values [S, A] of the best policy, by value iteration.
+
+        Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) max_a' Q(s', a')
+    """
     q = torch.zeros_like(mdp.reward)
     for _ in range(sweeps):
         q = mdp.reward + mdp.gamma * mdp.transition @ q.max(-1).values
