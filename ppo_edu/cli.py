@@ -58,6 +58,7 @@ class InfoOptions:
 
 
 def run_train(options: TrainOptions) -> None:
+    """`ppo-edu train`."""
     config = PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
     result = train(
         config,
@@ -72,11 +73,13 @@ def run_train(options: TrainOptions) -> None:
 
 
 def run_evaluate(options: EvaluateOptions) -> None:
+    """`ppo-edu evaluate`."""
     policy, config = load_policy(options.run)
     report(evaluate(policy, config.env_id, episodes=options.episodes, seed=options.seed, greedy=options.greedy))
 
 
 def run_info(options: InfoOptions) -> None:
+    """`ppo-edu info`."""
     import torch
 
     for name in ("ppo-edu", "torch", "gymnasium", "numpy", "transformers"):
@@ -89,6 +92,7 @@ def run_info(options: InfoOptions) -> None:
 
 
 def report(returns: np.ndarray) -> None:
+    """Print what a set of episode returns amounts to."""
     statistics = {"mean": returns.mean(), "sd": returns.std(), "min": returns.min(), "max": returns.max()}
     print(f"return over {len(returns)} episodes: " + ", ".join(f"{name} {x:.1f}" for name, x in statistics.items()))
 
@@ -116,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def fail(error: object, code: int) -> int:
+    """Print one line that says what went wrong; returns the exit code."""
     print(f"ppo-edu: error: {error}", file=sys.stderr)
     return code
 

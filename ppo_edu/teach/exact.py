@@ -167,6 +167,8 @@ def action_values(mdp: MDP, pi: Tensor) -> Tensor:
     r"""Action values [S, A].
 
         Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) V(s')
+
+    Source: Sutton & Barto 2018, section 3.5.
     """
     return mdp.reward + mdp.gamma * mdp.transition @ state_values(mdp, pi)
 
@@ -180,6 +182,8 @@ def optimal_action_values(mdp: MDP, *, sweeps: int = 1000) -> Tensor:
     r"""Action values [S, A] of the best policy, by value iteration.
 
         Q(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) max_a' Q(s', a')
+
+    Source: Sutton & Barto 2018, equation 3.20 and section 4.4.
     """
     q = torch.zeros_like(mdp.reward)
     for _ in range(sweeps):
