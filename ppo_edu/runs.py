@@ -283,7 +283,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch inside a `with` block and give the caller's random state back afterwards."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an int in [0, 2**32), got {seed!r}")
-    with torch.random.fork_rng():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # starting CUDA would take seconds
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 
