@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError
 
+import numpy as np
 import pytest
 from control_helpers import same_tensors, tiny, without_seconds
 
@@ -59,6 +60,16 @@ def test_the_command_line_trains_the_config_of_its_options(monkeypatch):
     assert config == tiny(env_id="Acrobot-v1", gamma=0.5, target_kl=0.02, normalize_advantages=False)
     assert type(config) is PPOConfig
     assert options == {"seed": 9, "log_dir": None, "resume": None, "progress": False, "tensorboard": False}
+
+
+def test_the_command_line_evaluates_with_its_options(tmp_path, monkeypatch):
+    train(tiny(total_steps=60), log_dir=tmp_path, progress=False)
+    seen = []
+    monkeypatch.setattr(cli, "evaluate", lambda policy, env_id, **options: seen.append((env_id, options)) or np.ones(3))
+    assert call("evaluate", tmp_path) == 0
+    assert call("evaluate", tmp_path, "--episodes", "7", "--seed", "5", "--no-greedy") == 0
+    assert seen[0] == ("CartPole-v1", {"episodes": 100, "seed": 0, "greedy": True})
+    assert seen[1] == ("CartPole-v1", {"episodes": 7, "seed": 5, "greedy": False})
 
 
 def test_without_options_the_default_config_is_trained(monkeypatch):

@@ -434,6 +434,15 @@ def test_the_content_is_on_disk_before_the_name_points_to_it(tmp_path, monkeypat
     assert contents(tmp_path) == {"file": b"12345"}
 
 
+def test_the_log_is_on_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    """After a power failure the log must not be behind the checkpoint that says how many rows it has."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(runs.os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    run(log_dir=tmp_path, callback=stop_at(3))
+    log = (tmp_path / LOG_NAME).stat().st_ino
+    assert [inode == log for inode in synced] == [True, False] * 4  # before the first update, and after each
+
+
 def test_a_write_below_a_regular_file_says_which_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*file/below \(Not a directory\)"):

@@ -1,12 +1,14 @@
 """Keeps each page of the book small and free of requests to other hosts.
 
-Two things that Jupyter Book 1 has no option for:
+Three things that Jupyter Book 1 has no option for:
 
 * Mathematics is typeset by KaTeX from book/_extra/vendor/katex. A page of MathJax weighs 860 kB, of KaTeX 370 kB,
   and it is typeset before the page is drawn.
 * Scripts and styles that no page, or not this page, uses are left out (Thebe names another host, too).
+* The interactive figures of book/_extra/explorables are loaded where a page has one, each by its name.
 """
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -14,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.math import get_node_equation_number, wrap_displaymath
 
 KATEX = "../vendor/katex/"
+EXPLORABLES = "../explorables/"
 
 # A broken formula shows its source in red, and the browser test finds it.
 TYPESET = """
@@ -54,8 +57,14 @@ def choose_assets(app: Sphinx, pagename: str, templatename: str, context: dict[s
         app.add_js_file(KATEX + "katex.min.js", defer="defer")
         app.add_js_file(None, body=TYPESET)
 
+    body = context.get("body") or ""
+    if explorables := sorted(set(re.findall(r'data-explorable="([a-z]+)"', body))):
+        app.add_css_file(EXPLORABLES + "explorables.css")
+        for name in ["common", *explorables]:
+            app.add_js_file(f"{EXPLORABLES}{name}.js", defer="defer")
+
     unused = ["thebe"]
-    if "sd-" not in (context.get("body") or ""):
+    if "sd-" not in body:
         unused += ["sphinx-design", "design-tabs"]
 
     def used(asset) -> bool:

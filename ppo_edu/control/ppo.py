@@ -313,6 +313,9 @@ def diagnose(policy: Policy, batch: Batch, clip_range: float) -> Row:
     }
 
 
+COLLECTOR_ARRAYS = ("observations", "done", "running_return", "running_length")
+
+
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """All that a resumed training needs: weights, moments, random states, where environments and counters stand."""
     collector = state.collector
@@ -325,9 +328,6 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
         "seconds": torch.tensor(state.seconds, dtype=torch.float64),
         **{f"collector.{name}": torch.from_numpy(getattr(collector, name).copy()) for name in COLLECTOR_ARRAYS},
     }
-
-
-COLLECTOR_ARRAYS = ("observations", "done", "running_return", "running_length")
 
 
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:

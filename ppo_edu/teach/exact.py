@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.control import Policy
-from ppo_edu.core import kl_categorical
+from ppo_edu.core import discounted_return, kl_categorical
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,11 @@ def softmax_policy(logits: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
+def random_logits(mdp: MDP, seed: int, *, scale: float = 1.0) -> Tensor:
+    """Parameters [S, A] of some policy: independent normal numbers of standard deviation `scale`."""
+    return scale * torch.randn(mdp.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def state_values(mdp: MDP, pi: Tensor) -> Tensor:
     r"""State values [S], by solving (I - gamma P_pi) V = r_pi.
 
@@ -178,6 +183,23 @@ def advantages(mdp: MDP, pi: Tensor) -> Tensor:
     return action_values(mdp, pi) - state_values(mdp, pi)[:, None]
 
 
+def squared_scores(pi: Tensor) -> Tensor:
+    r"""||grad log pi(a|s)||^2 [S, A] of a softmax table, with respect to its logits: 1 - 2 pi(a|s) + sum_b pi(b|s)^2."""
+    return 1 - 2 * pi + pi.square().sum(-1, keepdim=True)
+
+
+def optimal_baseline(mdp: MDP, pi: Tensor) -> Tensor:
+    r"""The state-dependent baseline [S] with the smallest total variance of the policy-gradient estimate, for a softmax table.
+
+        b(s) = E[||grad log pi(a|s)||^2 Q(s, a)] / E[||grad log pi(a|s)||^2],    a from pi(.|s)
+
+    Optimal where no episode visits a state twice, so that each row of an estimate belongs to one visit.
+    Source: Greensmith et al. 2004 (there for the average reward).
+    """
+    weights = pi * squared_scores(pi)
+    return (weights * action_values(mdp, pi)).sum(-1) / weights.sum(-1)
+
+
 def optimal_action_values(mdp: MDP, *, sweeps: int = 1000) -> Tensor:
     r"""Action values [S, A] of the best policy, by value iteration.
 
@@ -200,6 +222,20 @@ def state_distribution(mdp: MDP, pi: Tensor) -> Tensor:
 def objective(mdp: MDP, pi: Tensor) -> Tensor:
     """J: the expected discounted return from the start. Scalar; keeps autograd."""
     return mdp.start @ state_values(mdp, pi)
+
+
+def return_variances(mdp: MDP, pi: Tensor) -> Tensor:
+    r"""Variance [S] of the discounted return from each state: the mean of n sampled returns has 1/n of it.
+
+        M(s) = sum_a pi(a|s) (r^2 + 2 gamma r sum_s' P V(s') + gamma^2 sum_s' P M(s')),    Var(s) = M(s) - V(s)^2
+
+    M is the mean squared return; r, P belong to (s, a). Rewards are certain given (s, a). Source: Sobel 1982 (J. Appl. Prob. 19).
+    """
+    v = state_values(mdp, pi)
+    step = mdp.gamma**2 * _state_transition(mdp, pi)
+    now = mdp.reward.square() + 2 * mdp.gamma * mdp.reward * (mdp.transition @ v)
+    squares = torch.linalg.solve(torch.eye(len(step), dtype=step.dtype) - step, (pi * now).sum(-1))
+    return squares - v.square()
 
 
 def policy_gradient(mdp: MDP, logits: Tensor) -> Tensor:
@@ -245,9 +281,42 @@ def surrogate(mdp: MDP, new: Tensor, old: Tensor) -> Tensor:
     return objective(mdp, old) + state_distribution(mdp, old) @ (new * advantages(mdp, old)).sum(-1)
 
 
+def clipped_surrogate(mdp: MDP, new: Tensor, old: Tensor, *, clip_range: float) -> Tensor:
+    r"""The surrogate with PPO's clip on rho = new / old, over all states and actions instead of samples. Keeps autograd through `new`.
+
+        J(old) + sum_s d_old(s) sum_a old(a|s) min(rho A_old(s, a), clip(rho, 1 - clip_range, 1 + clip_range) A_old(s, a))
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347), equation 7.
+    """
+    old = old.detach()
+    ratio, advantage = new / old, advantages(mdp, old)
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    each = old * torch.minimum(ratio * advantage, clipped * advantage)
+    return objective(mdp, old) + state_distribution(mdp, old) @ each.sum(-1)
+
+
 def state_kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p(.|s) || q(.|s)) for every state, [S], from policies [S, A]."""
     return kl_categorical(p.log(), q.log())
+
+
+def mean_kl(mdp: MDP, old: Tensor, new: Tensor) -> Tensor:
+    r"""KL(old(.|s) || new(.|s)), averaged over the states that the old policy visits (discounted). Scalar; keeps autograd through `new`.
+
+    Source: Schulman et al. 2015 (arXiv:1502.05477), section 4.
+    """
+    visits = state_distribution(mdp, old)
+    return visits @ state_kl(old, new) / visits.sum()
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    r"""Total variation distance of two policies in every state, [S], from 0 to 1.
+
+        TV(s) = 0.5 * sum_a |p(a|s) - q(a|s)|
+
+    Source: Schulman et al. 2015 (arXiv:1502.05477), section 3.
+    """
+    return 0.5 * (p - q).abs().sum(-1)
 
 
 def fisher_matrix(mdp: MDP, logits: Tensor) -> Tensor:
@@ -259,6 +328,19 @@ def fisher_matrix(mdp: MDP, logits: Tensor) -> Tensor:
     visits = state_distribution(mdp, pi)
     blocks = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
     return torch.block_diag(*(visits / visits.sum())[:, None, None] * blocks)
+
+
+def natural_step(gradient: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
+    r"""The step [n] that gains most to first order, gradient . step, while 0.5 * step . F step stays within `max_kl` (nats).
+
+        step = sqrt(2 max_kl / (g . F^+ g)) F^+ g
+
+    F^+ is the pseudo-inverse: a softmax table has directions that change no probability. `gradient` [n], `fisher` [n, n].
+    Zero where the gradient is. Source: Schulman et al. 2015 (arXiv:1502.05477), appendix C; Kakade 2001.
+    """
+    direction = torch.linalg.pinv(fisher, hermitian=True) @ gradient
+    squared = gradient @ direction
+    return torch.zeros_like(gradient) if squared <= 0 else (2 * max_kl / squared).sqrt() * direction
 
 
 def tabulate(policy: Policy, mdp: MDP) -> Tensor:
@@ -366,6 +448,12 @@ def _episodes(mdp: MDP, states: Tensor, actions: Tensor, next_states: Tensor, ma
     return Episodes(states, actions, rewards, next_states.clamp(min=0), terminated, truncated, mask, probabilities)
 
 
+def response_texts(episodes: Episodes) -> list[str]:
+    """What each episode of `language` wrote: its letters without the stop, one text per column."""
+    lengths = episodes.mask.sum(0).tolist()
+    return ["".join("ab"[a] for a in column[:n] if a < 2) for column, n in zip(episodes.actions.T.tolist(), lengths, strict=True)]
+
+
 def score(pi: Tensor, states: Tensor, actions: Tensor) -> Tensor:
     r"""The gradient of log pi(a|s) with respect to the logits [S, A]: e_a - pi(.|s) in row s, 0 elsewhere. [...] -> [..., S, A]."""
     S, A = pi.shape
@@ -380,6 +468,37 @@ def gradient_estimates(pi: Tensor, episodes: Episodes, weights: Tensor) -> Tenso
     """
     weights = torch.where(episodes.mask, weights, 0.0)
     return torch.einsum("tn,tnsa->nsa", weights, score(pi, episodes.states, episodes.actions))
+
+
+def pair_moments(mdp: MDP, episodes: Episodes, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, both [S, A], of a quantity per step [T, N], given the state and the action of that step.
+
+    A step counts with the probability of its episode; what stands in the padding does not count. NaN where a pair never occurs.
+    """
+    S, A = mdp.size
+    weights = torch.where(episodes.mask, episodes.probabilities, 0.0)
+    x = torch.where(episodes.mask, x, 0.0)
+    pairs = (episodes.states * A + episodes.actions).flatten()
+
+    def total(y: Tensor) -> Tensor:
+        return torch.zeros(S * A, dtype=y.dtype).index_add_(0, pairs, (weights * y).flatten())
+
+    mean = total(x) / total(torch.ones_like(x))
+    variance = total((x - mean[pairs].view_as(x)).square()) / total(torch.ones_like(x))
+    return mean.view(S, A), variance.sqrt().view(S, A)
+
+
+def reinforce_weights(mdp: MDP, episodes: Episodes) -> Tensor:
+    r"""Weights gamma^t G_t [T, N], with which `gradient_estimates` has the exact gradient as its mean.
+
+        G_t = sum_{k >= t} gamma^(k - t) r_k
+
+    The factor gamma^t belongs to the discounted objective; practice drops it. Nothing stands in for what a truncation cut off.
+    Source: Sutton & Barto 2018, section 13.3 (REINFORCE, with the factor).
+    """
+    returns = discounted_return(episodes.rewards, episodes.terminated, episodes.truncated, gamma=mdp.gamma)
+    steps = torch.arange(len(returns), dtype=torch.float64)[:, None]
+    return mdp.gamma**steps * returns
 
 
 # As Gymnasium environments --------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def use_style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "axes.titlesize": 11,
             "axes.titlelocation": "left",
             "grid.color": "#e6e6e6",
@@ -57,10 +58,10 @@ def use_style() -> None:
 
 
 def on_grid(log: Sequence[Row], name: str, grid: np.ndarray, x: str = "env_steps") -> np.ndarray:
-    """One column of a log, interpolated linearly onto a grid of `x` values; rows where it is NaN are left out."""
+    """One column of a log, interpolated linearly onto a grid of `x` values; rows where it is NaN are left out. NaN if all are."""
     xs, ys = column(log, x), column(log, name)
     known = ~np.isnan(ys)
-    return np.interp(grid, xs[known], ys[known])
+    return np.interp(grid, xs[known], ys[known]) if known.any() else np.full(len(grid), np.nan)
 
 
 def plot_band(axes: Axes, logs: Sequence[Sequence[Row]], name: str, *, label: str | None = None, colour: str = BLUE) -> None:
@@ -136,7 +137,7 @@ def animate_policy(
             seen = torch.as_tensor(observation, dtype=torch.float32)
             with torch.no_grad():
                 action = policy.mode(seen) if greedy else policy.distribution(seen).sample()
-            observation, reward, terminated, truncated, _ = env.step(action.numpy())
+            observation, reward, terminated, truncated, _ = env.step(action.numpy()[()])
             total, done, step = total + float(reward), terminated or truncated, step + 1
     frames.append(Image.fromarray(env.render()))
     fps = env.metadata["render_fps"]

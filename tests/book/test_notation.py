@@ -1,18 +1,23 @@
-"""The notation appendix names what exists: functions of ppo_edu.core and their arguments."""
+"""The notation appendix names what exists: functions of ppo_edu.core and of the exact problems, their arguments, labels of equations."""
 
 import inspect
 import re
 
 import pytest
-from book_sources import BOOK
+from book_sources import BOOK, CHAPTERS, markdown
 
 import ppo_edu.core
+from ppo_edu.control import PPOConfig
+from ppo_edu.teach import exact
 
-ROWS = re.findall(r"^\|(.*?)\|(.*?)\|.*\|$", (BOOK / "notation.md").read_text(encoding="utf-8"), flags=re.M)
-NAMES = sorted({name.lstrip(".") for _, column in ROWS for name in re.findall(r"`([^`]+)`", column)} - {"T", "N", "B"})
+TEXT = (BOOK / "notation.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\|(.*?)\|(.*?)\|.*\|$", TEXT, flags=re.M)
+MENTIONED = [name.removeprefix(".").removeprefix("exact.") for _, column in ROWS for name in re.findall(r"`([^`]+)`", column)]
+NAMES = sorted({*MENTIONED} - {"T", "N", "B"})
 
 FUNCTIONS = {name: getattr(ppo_edu.core, name) for name in ppo_edu.core.__all__}
-ARGUMENTS = {argument for f in FUNCTIONS.values() if callable(f) for argument in inspect.signature(f).parameters}
+FUNCTIONS |= {name: f for name, f in vars(exact).items() if inspect.isfunction(f) or name in ("MDP", "Episodes")}
+ARGUMENTS = {argument for f in [*FUNCTIONS.values(), PPOConfig] if callable(f) for argument in inspect.signature(f).parameters}
 
 
 def test_the_table_was_read():
@@ -22,3 +27,13 @@ def test_the_table_was_read():
 @pytest.mark.parametrize("name", NAMES)
 def test_name_exists(name):
     assert name in FUNCTIONS or name in ARGUMENTS
+
+
+def test_every_symbol_is_defined_somewhere():
+    rows = [line for line in TEXT.splitlines() if re.match(r"\| *(\$|\|)", line)]
+    labels = {label for path in CHAPTERS for label in re.findall(r"\$\$ \(([\w-]+)\)", markdown(path))}
+    assert len(rows) >= 50
+    for row in rows:
+        target = re.search(r"\| \[[^]]+\]\(#?([^)]+)\) \|[^|]+\|$", row)
+        assert target, row
+        assert target.group(1) in labels or (BOOK / target.group(1)).is_file(), row

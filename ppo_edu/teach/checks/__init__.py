@@ -7,10 +7,55 @@ the arguments are reported, not raised. It looks at the clock between cases and 
 
 from collections.abc import Callable
 
+from ppo_edu.teach.checks.chapter01 import check_advantages, check_state_values, check_value_iteration
+from ppo_edu.teach.checks.chapter02 import check_pooled_loss, check_reward_to_go, check_score
+from ppo_edu.teach.checks.chapter03 import check_actor_critic_loss, check_entropy, check_leave_one_out, check_optimal_baseline
+from ppo_edu.teach.checks.chapter04 import check_lambda_weights, check_sb3_rewards, check_td_residual
+from ppo_edu.teach.checks.chapter05 import check_effective_sample_size, check_kl_penalty_update, check_natural_step
+from ppo_edu.teach.checks.chapter06 import check_dual_clip, check_g_form, check_value_clip
 from ppo_edu.teach.checks.chapter07 import check_annealed, check_explained_variance, check_valid_rows
+from ppo_edu.teach.checks.core import (
+    check_clipped_surrogate,
+    check_discounted_return,
+    check_gae,
+    check_kl_estimate,
+    check_policy_gradient,
+)
 from ppo_edu.teach.checks.engine import Case, CheckResult, run_check
 
-__all__ = ["CHECKERS", "Case", "CheckResult", "check_annealed", "check_explained_variance", "check_valid_rows", "run_check"]
+__all__ = [
+    "CHECKERS",
+    "Case",
+    "CheckResult",
+    "check_actor_critic_loss",
+    "check_advantages",
+    "check_annealed",
+    "check_clipped_surrogate",
+    "check_discounted_return",
+    "check_dual_clip",
+    "check_effective_sample_size",
+    "check_entropy",
+    "check_explained_variance",
+    "check_g_form",
+    "check_gae",
+    "check_kl_estimate",
+    "check_kl_penalty_update",
+    "check_lambda_weights",
+    "check_leave_one_out",
+    "check_natural_step",
+    "check_optimal_baseline",
+    "check_policy_gradient",
+    "check_pooled_loss",
+    "check_reward_to_go",
+    "check_sb3_rewards",
+    "check_score",
+    "check_state_values",
+    "check_td_residual",
+    "check_valid_rows",
+    "check_value_clip",
+    "check_value_iteration",
+    "run_check",
+]
 
 # By the name of the function that each one checks, which is also the `target` of its pitfalls.
 CHECKERS: dict[str, Callable[[Callable], CheckResult]] = {

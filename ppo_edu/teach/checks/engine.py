@@ -51,6 +51,24 @@ def call_by_position(fn: Callable, arguments: dict[str, Any]) -> Any:
     return fn(*arguments.values())
 
 
+def with_gradients(call: Call = call_by_position) -> Call:
+    """A call that also returns the gradient of the result with respect to every tensor argument; 0 where none flows."""
+
+    def call_and_differentiate(fn: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+        leaves = {name: x.requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        try:
+            result = call(fn, arguments)
+            gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
+            if isinstance(result, Tensor) and result.requires_grad:
+                gradients = torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        finally:
+            for leaf in leaves.values():
+                leaf.requires_grad_(False)
+        return {"value": result} | {f"the gradient with respect to {name}": g for name, g in zip(leaves, gradients, strict=True)}
+
+    return call_and_differentiate
+
+
 def run_check(
     exercise: str,
     fn: Callable,
@@ -68,12 +86,12 @@ def run_check(
     if not callable(fn):
         return CheckResult(exercise, False, 0, len(cases), f"A function is needed, got {type(fn).__name__} {fn!r}.")
     failures: dict[int, str] = {}
-    outputs: dict[int, Any] = {}
+    outputs: dict[int, tuple[Any, str | None]] = {}  # with what went wrong in the call itself
     started = time.monotonic()
     for number, case in enumerate(cases):
         expected = call(reference, copy.deepcopy(case.arguments))
-        outputs[number], problem = _call_safely(fn, case, call)
-        problem = problem or _difference(outputs[number], expected, tolerance)
+        output, problem = outputs[number] = _call_safely(fn, case, call)
+        problem = problem or _difference(output, expected, tolerance)
         if problem:
             failures[number] = problem
         if time.monotonic() - started > SECONDS_ALLOWED and number + 1 < len(cases):
@@ -103,11 +121,13 @@ def _call_safely(fn: Callable, case: Case, call: Call) -> tuple[Any, str | None]
     return output, None
 
 
-def _same_everywhere(entry: Pitfall, cases: Sequence[Case], outputs: dict[int, Any], call: Call, tolerance: float) -> bool:
-    """Whether the wrong variant gives the reader's outputs on every case that was run."""
-    for number, output in outputs.items():
-        wrong, problem = _call_safely(entry.wrong, cases[number], call)
-        if problem or _difference(output, wrong, tolerance):
+def _same_everywhere(
+    entry: Pitfall, cases: Sequence[Case], outputs: dict[int, tuple[Any, str | None]], call: Call, tolerance: float
+) -> bool:
+    """Whether the wrong variant gives the reader's outputs, and changes the same arguments in place, on every case that was run."""
+    for number, (output, problem) in outputs.items():
+        wrong, same_problem = _call_safely(entry.wrong, cases[number], call)
+        if problem != same_problem or _difference(output, wrong, tolerance):
             return False
     return True
 
@@ -117,8 +137,10 @@ def _difference(got: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, dict):
         if not isinstance(got, dict) or got.keys() != expected.keys():
             return f"It must return a dict with {sorted(expected)}, got {_show(got)}."
-        problems = (_difference(got[name], expected[name], tolerance) for name in expected)
-        return next((f"In {name}: {problem}" for name, problem in zip(expected, problems, strict=True) if problem), None)
+        for name in expected:
+            if problem := _difference(got[name], expected[name], tolerance):
+                return f"In {name}:\n{problem}" if problem.startswith("  ") else f"In {name}: {problem}"
+        return None
     if not isinstance(expected, Tensor | float | int):
         return None if got == expected else f"Expected {expected!r}, got {got!r}."
     got_tensor = _as_tensor(got)
@@ -139,10 +161,12 @@ def _as_tensor(x: Any) -> Tensor | None:
     """`x` as a real tensor; None where it is not one."""
     if isinstance(x, bool | int | float | np.ndarray | np.generic):
         try:
-            x = torch.as_tensor(x)
+            x = torch.from_numpy(np.array(x))  # a copy: reversed and read-only arrays are welcome
         except (TypeError, ValueError):  # strings, objects, integers beyond 64 bits
             return None
-    return x.detach() if isinstance(x, Tensor) and not x.is_complex() else None
+    if not isinstance(x, Tensor) or x.is_complex() or x.layout != torch.strided:
+        return None
+    return x.detach().cpu()
 
 
 def _kind(x: Tensor) -> str:

@@ -4,7 +4,14 @@ The exercise checkers compare a reader's result with these variants, so that the
 Every variant has the signature of the function it gets wrong.
 """
 
+from ppo_edu.teach.pitfalls import chapter01 as chapter01
+from ppo_edu.teach.pitfalls import chapter02 as chapter02
+from ppo_edu.teach.pitfalls import chapter03 as chapter03
+from ppo_edu.teach.pitfalls import chapter04 as chapter04
+from ppo_edu.teach.pitfalls import chapter05 as chapter05
+from ppo_edu.teach.pitfalls import chapter06 as chapter06
 from ppo_edu.teach.pitfalls import chapter07 as chapter07  # importing a module enters its mistakes into the catalogue
+from ppo_edu.teach.pitfalls import core as core
 from ppo_edu.teach.pitfalls.catalogue import PITFALLS, Pitfall, pitfall, pitfalls_of
 
 __all__ = ["PITFALLS", "Pitfall", "pitfall", "pitfalls_of"]
