@@ -68,29 +68,32 @@ def improve(
     steps: int,
     learning_rate: float,
 ) -> tuple[Tensor, Tensor]:
-    r"""Adam steps on one batch. The loss of each run is, over the steps of its own batch,
+    r"""Adam steps on one batch. Each run minimises, over the steps of its batch,
 
         mean(-ratio * A + coefficient * KL(pi_old(.|s) || pi(.|s)))
 
+    (The mean is taken over all runs at once; Adam does not mind the scale.)
     Source: Schulman et al. 2017 (arXiv:1707.06347), equation 8, negated.
     Returns: the new logits [R, S, A] and the mean KL [R] in nats.
     """
-    b = batch
+    run, states, actions = batch.run, batch.states, batch.actions
+    advantages, mask = batch.advantages, batch.mask
+    taken = (run, states, actions)
     old = torch.log_softmax(logits, dim=-1)
     theta = logits.clone().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=learning_rate)
+    adam = torch.optim.Adam([theta], lr=learning_rate)
     for _ in range(steps):
         new = torch.log_softmax(theta, dim=-1)
-        taken = (b.run, b.states, b.actions)
-        loss = surrogate_loss(new[taken], old[taken], b.advantages, mask=b.mask)
-        kl = kl_categorical(old[b.run, b.states], new[b.run, b.states])
-        loss = loss + masked_mean(coefficient[b.run] * kl, b.mask)
-        optimizer.zero_grad()
-        (loss * len(logits)).backward()  # the mean is over all runs together; the scale does not matter to Adam
-        optimizer.step()
+        loss = surrogate_loss(new[taken], old[taken], advantages, mask=mask)
+        kl = kl_categorical(old[run, states], new[run, states])
+        loss = loss + masked_mean(coefficient[run] * kl, mask)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
     new = torch.log_softmax(theta.detach(), dim=-1)
-    kl = kl_categorical(old[b.run, b.states], new[b.run, b.states])
-    return theta.detach(), torch.where(b.mask, kl, 0.0).sum((0, 2)) / b.mask.sum((0, 2))
+    kl = kl_categorical(old[run, states], new[run, states])
+    kl = torch.where(mask, kl, 0.0).sum((0, 2)) / mask.sum((0, 2))
+    return theta.detach(), kl
 
 
 def kl_penalty_ppo(

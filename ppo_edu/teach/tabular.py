@@ -55,7 +55,7 @@ def actor_critic(
     start = mdp.uniform_logits() if logits is None else logits
     theta = start.repeat(runs, 1, 1).requires_grad_()
     values = torch.zeros(runs, S, dtype=torch.float64, requires_grad=True)
-    actor = {"params": [theta], "lr": 0.0 if warm_up else learning_rate}
+    actor = {"params": [theta], "lr": 0.0}  # until the warm-up is over
     critic = {"params": [values], "lr": critic_rate}
     optim = optimizer([actor, critic])
     generator = torch.Generator().manual_seed(seed)

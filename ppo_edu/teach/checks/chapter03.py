@@ -1,20 +1,19 @@
 """Checkers of chapter 3: the optimal baseline, the leave-one-out baseline, the loss of an actor-critic, entropy."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppo_edu.core import entropy_bonus, policy_gradient_loss, value_loss
-from ppo_edu.teach.checks.engine import Case, CheckResult, run_check
+from ppo_edu.teach.checks.engine import Case, CheckResult, run_check, with_gradients
+from ppo_edu.teach.exact import squared_scores
 from ppo_edu.teach.pitfalls import pitfalls_of
 
 
 def optimal_baseline(probabilities: Tensor, rewards: Tensor) -> Tensor:
     """The mean reward, weighted by the squared norm of the score of a softmax policy as well as by the probabilities."""
-    squared_scores = 1 - 2 * probabilities + probabilities.square().sum()
-    weights = probabilities * squared_scores
+    weights = probabilities * squared_scores(probabilities)
     return (weights * rewards).sum() / weights.sum()
 
 
@@ -58,24 +57,6 @@ def actor_critic_loss(log_probs: Tensor, values: Tensor, returns: Tensor, value_
     return policy_gradient_loss(log_probs, returns - values) + value_coef * value_loss(values, returns)
 
 
-def _with_gradients(*names: str) -> Callable[[Callable, dict[str, Any]], Any]:
-    """A call that returns the value and the gradients with respect to the named arguments; 0 where none flows."""
-
-    def call(fn: Callable, arguments: dict[str, Any]) -> Any:
-        leaves = {name: arguments[name].requires_grad_() for name in names}
-        try:
-            result = fn(*arguments.values())
-            gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
-            if isinstance(result, Tensor) and result.requires_grad:
-                gradients = torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-        finally:
-            for leaf in leaves.values():
-                leaf.requires_grad_(False)
-        return {"value": result} | {f"gradient with respect to {name}": g for name, g in zip(leaves, gradients, strict=True)}
-
-    return call
-
-
 def check_actor_critic_loss(fn: Callable) -> CheckResult:
     """Exercise 3.4: `fn(log_probs [B], values [B], returns [B], value_coef) -> scalar` to minimise, by value and by gradient."""
 
@@ -96,7 +77,7 @@ def check_actor_critic_loss(fn: Callable) -> CheckResult:
         reference=actor_critic_loss,
         cases=cases,
         pitfalls=pitfalls_of("actor_critic_loss"),
-        call=_with_gradients("log_probs", "values"),
+        call=with_gradients(of=("log_probs", "values")),
     )
 
 
@@ -113,6 +94,4 @@ def check_entropy(fn: Callable) -> CheckResult:
         case("three actions", [[2.0, 0.0, -1.0]]),
         case("two states", [[0.0, 0.0, 0.0], [4.0, 0.0, 1.0]]),
     ]
-    return run_check(
-        "Exercise 3.5", fn, reference=entropy_bonus, cases=cases, pitfalls=pitfalls_of("entropy"), call=_with_gradients("logits")
-    )
+    return run_check("Exercise 3.5", fn, reference=entropy_bonus, cases=cases, pitfalls=pitfalls_of("entropy"), call=with_gradients())

@@ -51,11 +51,12 @@ def call_by_position(fn: Callable, arguments: dict[str, Any]) -> Any:
     return fn(*arguments.values())
 
 
-def with_gradients(call: Call = call_by_position) -> Call:
-    """A call that also returns the gradient of the result with respect to every tensor argument; 0 where none flows."""
+def with_gradients(call: Call = call_by_position, *, of: Sequence[str] | None = None) -> Call:
+    """A call that also returns the gradient of the result with respect to the arguments `of` (None: every tensor); 0 where none flows."""
 
     def call_and_differentiate(fn: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-        leaves = {name: x.requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        leaves = {name: x.requires_grad_() for name, x in tensors.items() if of is None or name in of}
         try:
             result = call(fn, arguments)
             gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]

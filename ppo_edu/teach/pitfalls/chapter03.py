@@ -23,7 +23,7 @@ def _mean_reward(probabilities: Tensor, rewards: Tensor) -> Tensor:
     "baseline-not-weighted-by-the-policy",
     target="optimal_baseline",
     mistake="a mean over the actions weighted by the squared score alone, as if all actions were sampled equally often",
-    symptom="actions that hardly ever happen rule the baseline; more noise than with V",
+    symptom="actions that hardly ever happen rule the baseline; more noise than needed",
     exposed_by="an arm that is nearly certain",
 )
 def _not_sampled(probabilities: Tensor, rewards: Tensor) -> Tensor:
