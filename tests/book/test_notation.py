@@ -12,7 +12,8 @@ from ppo_edu.teach import exact
 
 TEXT = (BOOK / "notation.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\|(.*?)\|(.*?)\|.*\|$", TEXT, flags=re.M)
-MENTIONED = [name.removeprefix(".").removeprefix("exact.") for _, column in ROWS for name in re.findall(r"`([^`]+)`", column)]
+PREFIX = r"^(~ppo_edu\.core\.|\.)?(exact\.)?"  # how the API pages are linked
+MENTIONED = [re.sub(PREFIX, "", name) for _, column in ROWS for name in re.findall(r"`([^`]+)`", column)]
 NAMES = sorted({*MENTIONED} - {"T", "N", "B"})
 
 FUNCTIONS = {name: getattr(ppo_edu.core, name) for name in ppo_edu.core.__all__}
