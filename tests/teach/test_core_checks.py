@@ -7,7 +7,7 @@ import torch
 
 import ppo_edu
 from ppo_edu.teach.checks import CHECKERS, check_clipped_surrogate, check_gae, check_policy_gradient
-from ppo_edu.teach.checks.core import _keyword_only
+from ppo_edu.teach.checks.engine import keyword_only
 from ppo_edu.teach.pitfalls import PITFALLS, pitfalls_of
 
 RIGHT = {
@@ -68,6 +68,10 @@ def test_a_loss_per_sample_is_told_to_be_a_scalar():
     assert "In loss: The result must have shape [], got [1]." in repr(result)
 
 
+def test_a_result_that_is_no_loss_is_not_called_one():
+    assert "In value:" in repr(CHECKERS["entropy"](lambda logits: logits.sum()))
+
+
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.parametrize("output", [None, "text", [1, 2], torch.ones(7), 1j, {"loss": 0}, torch.ones(2).to_sparse()])
 def test_any_output_is_survived(name, output):
@@ -89,7 +93,7 @@ def test_constants_come_by_keyword_and_in_no_other_way():
 
     check_gae(fn)
     assert set(map(str, seen)) == {"(5, ['gamma', 'lam'])"}
-    assert _keyword_only("b")(lambda a, *, b: a - b, {"b": 1, "a": 3}) == 2
+    assert keyword_only("b")(lambda a, *, b: a - b, {"b": 1, "a": 3}) == 2
 
 
 def test_changes_in_place_are_reported_in_losses_too():

@@ -1,13 +1,12 @@
 """Checkers of chapter 2: the score of a softmax, the reward-to-go, the mean over the steps of a batch of episodes."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppo_edu.core import discounted_return, policy_gradient_loss
-from ppo_edu.teach.checks.engine import Case, CheckResult, run_check
+from ppo_edu.teach.checks.engine import Case, CheckResult, run_check, with_gradients
 from ppo_edu.teach.exact import score as table_score
 from ppo_edu.teach.pitfalls import pitfalls_of
 
@@ -60,17 +59,6 @@ def pooled_loss(log_probs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     return policy_gradient_loss(log_probs, weights, mask=mask)
 
 
-def _loss_and_gradient(fn: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The loss and its gradient with respect to the log-probabilities."""
-    log_probs, weights, mask = arguments.values()
-    leaf = log_probs.detach().clone().requires_grad_()
-    loss = fn(leaf, weights, mask)
-    gradient = torch.zeros_like(leaf)
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    return {"loss": loss, "the gradient with respect to log_probs": gradient}
-
-
 def check_pooled_loss(fn: Callable) -> CheckResult:
     """Exercise 2.5: `fn(log_probs [T, N], weights [T, N], mask [T, N]) -> loss`, the mean over all real steps, to be minimised."""
 
@@ -90,4 +78,11 @@ def check_pooled_loss(fn: Callable) -> CheckResult:
             [[1, 1], [0, 1], [0, 1]],
         ),
     ]
-    return run_check("Exercise 2.5", fn, reference=pooled_loss, cases=cases, pitfalls=pitfalls_of("pooled_loss"), call=_loss_and_gradient)
+    return run_check(
+        "Exercise 2.5",
+        fn,
+        reference=pooled_loss,
+        cases=cases,
+        pitfalls=pitfalls_of("pooled_loss"),
+        call=with_gradients(of=("log_probs",)),
+    )

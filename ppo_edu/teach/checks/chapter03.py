@@ -94,4 +94,5 @@ def check_entropy(fn: Callable) -> CheckResult:
         case("three actions", [[2.0, 0.0, -1.0]]),
         case("two states", [[0.0, 0.0, 0.0], [4.0, 0.0, 1.0]]),
     ]
-    return run_check("Exercise 3.5", fn, reference=entropy_bonus, cases=cases, pitfalls=pitfalls_of("entropy"), call=with_gradients())
+    call = with_gradients(result_name="value")
+    return run_check("Exercise 3.5", fn, reference=entropy_bonus, cases=cases, pitfalls=pitfalls_of("entropy"), call=call)

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppo_edu.core import td_residual
-from ppo_edu.teach.checks.engine import Case, CheckResult, run_check
+from ppo_edu.teach.checks.engine import Case, CheckResult, keyword_only, run_check
 from ppo_edu.teach.pitfalls import pitfalls_of
 
 
@@ -19,11 +18,6 @@ def _column(x: Sequence[float]) -> Tensor:
 
 def _flag(x: Sequence[int]) -> Tensor:
     return torch.tensor(x, dtype=torch.bool)[:, None]
-
-
-def _gamma_by_name(fn: Callable, arguments: dict[str, Any]) -> Any:
-    *tensors, gamma = arguments.values()
-    return fn(*tensors, gamma=gamma)
 
 
 def check_td_residual(fn: Callable) -> CheckResult:
@@ -41,7 +35,9 @@ def check_td_residual(fn: Callable) -> CheckResult:
         case("three steps, the second terminates", [1, 2, 4], [3, 5, 1], [5, 7, 2], [0, 1, 0], gamma=0.9),
         case("the value after a terminal row is undefined", [1, 2], [3, 5], [5, math.nan], [0, 1]),
     ]
-    return run_check("Exercise 4.2", fn, reference=td_residual, cases=cases, pitfalls=pitfalls_of("td_residual"), call=_gamma_by_name)
+    return run_check(
+        "Exercise 4.2", fn, reference=td_residual, cases=cases, pitfalls=pitfalls_of("td_residual"), call=keyword_only("gamma")
+    )
 
 
 def lambda_weights(length: int, lam: float) -> Tensor:
@@ -86,4 +82,6 @@ def check_sb3_rewards(fn: Callable) -> CheckResult:
         case("two episodes, one of each end", [1, 2, 3, 4], [5, 6, 7, 8], [0, 1, 0, 0], [0, 0, 0, 1], gamma=0.9),
         case("the value after a terminal row is undefined", [1, 2], [5, math.nan], [0, 1], [0, 0]),
     ]
-    return run_check("Exercise 4.6", fn, reference=sb3_rewards, cases=cases, pitfalls=pitfalls_of("sb3_rewards"), call=_gamma_by_name)
+    return run_check(
+        "Exercise 4.6", fn, reference=sb3_rewards, cases=cases, pitfalls=pitfalls_of("sb3_rewards"), call=keyword_only("gamma")
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core import clipped_surrogate_loss, discounted_return, gae, kl_estimate, policy_gradient_loss
-from ppo_edu.teach.checks.engine import Case, CheckResult, run_check
+from ppo_edu.teach.checks.engine import Case, CheckResult, keyword_only, run_check, with_gradients
 from ppo_edu.teach.pitfalls import pitfalls_of
 
 Column = Sequence[float]
@@ -36,16 +36,6 @@ def _beside(*cases: Case, title: str) -> Case:
         name: torch.cat([case.arguments[name] for case in cases], dim=1) if isinstance(x, Tensor) else x for name, x in first.items()
     }
     return Case(title, together)
-
-
-def _keyword_only(*names: str) -> Callable[[Callable, dict[str, Any]], Any]:
-    """A call that passes the named arguments by keyword, all others by position."""
-
-    def call(fn: Callable, arguments: dict[str, Any]) -> Any:
-        positional = [x for name, x in arguments.items() if name not in names]
-        return fn(*positional, **{name: x for name, x in arguments.items() if name in names})
-
-    return call
 
 
 # Returns and advantages ----------------------------------------------------------------------------------------------
@@ -97,7 +87,7 @@ def _gae_cases() -> list[Case]:
 
 def check_gae(fn: Callable) -> CheckResult:
     """`fn(rewards, values, next_values, terminated, truncated, *, gamma, lam) -> [T, N]`, as `ppo_edu.gae`; all tensors [T, N]."""
-    return run_check("gae", fn, reference=gae, cases=_gae_cases(), pitfalls=pitfalls_of("gae"), call=_keyword_only("gamma", "lam"))
+    return run_check("gae", fn, reference=gae, cases=_gae_cases(), pitfalls=pitfalls_of("gae"), call=keyword_only("gamma", "lam"))
 
 
 def _return_case(
@@ -144,25 +134,11 @@ def check_discounted_return(fn: Callable) -> CheckResult:
         reference=discounted_return,
         cases=_return_cases(),
         pitfalls=pitfalls_of("discounted_return"),
-        call=_keyword_only("gamma", "bootstrap"),
+        call=keyword_only("gamma", "bootstrap"),
     )
 
 
 # Losses --------------------------------------------------------------------------------------------------------------
-
-
-def _loss_and_gradients(fn: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The loss and its gradient with respect to every tensor argument; 0 where none flows."""
-    leaves = {name: x.requires_grad_() for name, x in arguments.items() if isinstance(x, Tensor)}
-    try:
-        loss = _keyword_only("clip_range")(fn, arguments)
-        gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            gradients = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    finally:
-        for leaf in leaves.values():
-            leaf.requires_grad_(False)
-    return {"loss": loss} | {f"the gradient with respect to {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
 def _policy_gradient_case(title: str, probabilities: Any, advantages: Any) -> Case:
@@ -187,7 +163,7 @@ def check_policy_gradient(fn: Callable) -> CheckResult:
         reference=policy_gradient_loss,
         cases=_policy_gradient_cases(),
         pitfalls=pitfalls_of("policy_gradient"),
-        call=_loss_and_gradients,
+        call=with_gradients(),
     )
 
 
@@ -227,7 +203,7 @@ def check_clipped_surrogate(fn: Callable) -> CheckResult:
         reference=clipped_surrogate_loss,
         cases=_clipped_cases(),
         pitfalls=pitfalls_of("clipped_surrogate"),
-        call=_loss_and_gradients,
+        call=with_gradients(keyword_only("clip_range")),
     )
 
 

@@ -51,8 +51,21 @@ def call_by_position(fn: Callable, arguments: dict[str, Any]) -> Any:
     return fn(*arguments.values())
 
 
-def with_gradients(call: Call = call_by_position, *, of: Sequence[str] | None = None) -> Call:
-    """A call that also returns the gradient of the result with respect to the arguments `of` (None: every tensor); 0 where none flows."""
+def keyword_only(*names: str) -> Call:
+    """A call that passes the named arguments by keyword, all others by position."""
+
+    def call(fn: Callable, arguments: dict[str, Any]) -> Any:
+        positional = [x for name, x in arguments.items() if name not in names]
+        return fn(*positional, **{name: x for name, x in arguments.items() if name in names})
+
+    return call
+
+
+def with_gradients(call: Call = call_by_position, *, of: Sequence[str] | None = None, result_name: str = "loss") -> Call:
+    """A call that also returns the gradient of the result with respect to the arguments `of` (None: every tensor); 0 where none flows.
+
+    Reports call the result itself `result_name`.
+    """
 
     def call_and_differentiate(fn: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
         tensors = {name: x for name, x in arguments.items() if isinstance(x, Tensor) and x.is_floating_point()}
@@ -65,7 +78,7 @@ def with_gradients(call: Call = call_by_position, *, of: Sequence[str] | None = 
         finally:
             for leaf in leaves.values():
                 leaf.requires_grad_(False)
-        return {"value": result} | {f"the gradient with respect to {name}": g for name, g in zip(leaves, gradients, strict=True)}
+        return {result_name: result} | {f"the gradient with respect to {name}": g for name, g in zip(leaves, gradients, strict=True)}
 
     return call_and_differentiate
 

@@ -118,6 +118,11 @@ def _scaled(direction: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
     return (2 * max_kl / (direction @ fisher @ direction)).sqrt() * direction
 
 
+def _right_step(gradient: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
+    """The right step, for the mistakes that only scale it."""
+    return _scaled(torch.linalg.pinv(fisher, hermitian=True) @ gradient, fisher, max_kl)
+
+
 @pitfall(
     "plain-gradient-in-a-kl-ball",
     target="natural_step",
@@ -172,8 +177,3 @@ def _euclidean_length(gradient: Tensor, fisher: Tensor, max_kl: float) -> Tensor
 )
 def _plain_inverse(gradient: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
     return _scaled(torch.linalg.inv(fisher) @ gradient, fisher, max_kl)
-
-
-def _right_step(gradient: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
-    """The right step, for the mistakes that only scale it."""
-    return _scaled(torch.linalg.pinv(fisher, hermitian=True) @ gradient, fisher, max_kl)
