@@ -7,6 +7,7 @@ import torch
 
 from ppo_edu.control.envs import make_envs
 from ppo_edu.control.networks import Policy, greedy_or_sampled
+from ppo_edu.core.validation import check_count
 from ppo_edu.runs import seeded
 
 MAX_ENVS = 100
@@ -21,8 +22,7 @@ def evaluate(policy: Policy, env_id: str, *, episodes: int = 100, seed: int = 0,
 
     Raises: ValueError naming the argument; also for an environment without a time limit in which the policy never ends.
     """
-    if not isinstance(episodes, int) or isinstance(episodes, bool) or episodes < 1:
-        raise ValueError(f"episodes must be an int of at least 1, got {episodes!r}")
+    check_count(episodes=episodes)
     num_envs = min(episodes, MAX_ENVS)
     quota = np.full(num_envs, episodes // num_envs)
     quota[: episodes % num_envs] += 1

@@ -20,8 +20,19 @@ from ppo_edu.control.envs import environment_tensors, make_envs, restore_environ
 from ppo_edu.control.networks import Policy, make_policy
 from ppo_edu.control.rollout import Collector, Rollout
 from ppo_edu.core import approx_kl, clip_fraction, clipped_surrogate_loss, explained_variance, gae, value_checks, value_loss, whiten
-from ppo_edu.core.validation import check_bool, check_positive, check_unit_interval, describe
-from ppo_edu.runs import Checkpoint, Row, Run, deferred_interrupt, load_checkpoint, load_into, optimizer_tensors, restore_optimizer, seeded
+from ppo_edu.core.validation import check_bool, check_count, check_nonnegative, check_positive, check_unit_interval, describe
+from ppo_edu.runs import (
+    CHECKPOINT_NAME,
+    Checkpoint,
+    Row,
+    Run,
+    deferred_interrupt,
+    load_checkpoint,
+    load_into,
+    optimizer_tensors,
+    restore_optimizer,
+    seeded,
+)
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,7 @@ class PPOConfig:
             raise ValueError(f"hidden_sizes must be a tuple of ints, got {describe(self.hidden_sizes)}")
         counts = {name: getattr(self, name) for name in ("total_steps", "num_envs", "num_steps", "epochs", "minibatch_size")}
         counts |= {f"hidden_sizes[{i}]": width for i, width in enumerate(self.hidden_sizes)}
-        for name, x in counts.items():
-            if not isinstance(x, int) or isinstance(x, bool) or x < 1:
-                raise ValueError(f"{name} must be an int of at least 1, got {describe(x)}")
+        check_count(**counts)
         if self.num_envs * (self.num_steps // 2) < 2:
             raise ValueError(
                 "num_envs * (num_steps // 2) must be at least 2, since every other row can be a reset, "
@@ -94,10 +103,7 @@ class PPOConfig:
         check_positive(adam_eps=self.adam_eps, clip_range=self.clip_range)
         optional = ("value_clip_range", "max_grad_norm", "target_kl")
         check_positive(**{name: x for name in optional if (x := getattr(self, name)) is not None})
-        for name in ("learning_rate", "value_coef", "entropy_coef"):
-            x = getattr(self, name)
-            if not isinstance(x, int | float) or isinstance(x, bool) or not 0.0 <= x < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {describe(x)}")
+        check_nonnegative(learning_rate=self.learning_rate, value_coef=self.value_coef, entropy_coef=self.entropy_coef)
 
 
 @dataclass
@@ -170,8 +176,7 @@ def train(
     """
     started = time.perf_counter()
     config = PPOConfig() if config is None else config
-    if not isinstance(checkpoint_every, int) or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be an int of at least 1, got {describe(checkpoint_every)}")
+    check_count(checkpoint_every=checkpoint_every)
     with (
         seeded(seed),
         closing(make_envs(config.env_id, config.num_envs)) as envs,
@@ -349,7 +354,7 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
 def load_policy(path: str | Path) -> tuple[Policy, PPOConfig]:
     """The policy in a run's checkpoint (the run's directory or the file), and the config it was trained with."""
     path = Path(path)
-    checkpoint = load_checkpoint(path / "checkpoint.safetensors" if path.is_dir() else path, kind="control")
+    checkpoint = load_checkpoint(path / CHECKPOINT_NAME if path.is_dir() else path, kind="control")
     try:
         config = PPOConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in checkpoint.config.items()})
     except TypeError as error:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppo_edu.core.validation import check_finite, check_like, check_logits, check_positive, describe, is_number
+from ppo_edu.core.validation import check_finite, check_like, check_logits, check_nonnegative, check_positive, describe, is_number
 
 
 def kl_categorical(
@@ -62,7 +62,7 @@ class FixedKLCoefficient:
     value: float
 
     def __post_init__(self) -> None:
-        _check_coefficient(self.value)
+        check_nonnegative(value=self.value)
 
     def updated(self, kl_per_sequence: float, n: int) -> "FixedKLCoefficient":
         """The coefficient after `n` more sequences whose mean KL was `kl_per_sequence` nats: unchanged."""
@@ -87,7 +87,7 @@ class AdaptiveKLCoefficient:
     horizon: float
 
     def __post_init__(self) -> None:
-        _check_coefficient(self.value)
+        check_nonnegative(value=self.value)
         check_positive(target=self.target, horizon=self.horizon)
 
     def updated(self, kl_per_sequence: float, n: int) -> "AdaptiveKLCoefficient":
@@ -98,8 +98,3 @@ class AdaptiveKLCoefficient:
             raise ValueError(f"n must be an int from 1 to horizon ({self.horizon}), got {describe(n)}")
         error = min(max(kl_per_sequence / self.target - 1.0, -0.2), 0.2)
         return replace(self, value=self.value * (1.0 + error * n / self.horizon))
-
-
-def _check_coefficient(value: float) -> None:
-    if not is_number(value) or not 0.0 <= value < float("inf"):
-        raise ValueError(f"value must be a finite number of at least 0, got {describe(value)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core.advantages import gae
-from ppo_edu.core.validation import check_finite, check_float, check_rollout, check_unit_interval
+from ppo_edu.core.validation import check_count, check_finite, check_float, check_rollout, check_unit_interval
 
 
 @torch.no_grad()
@@ -94,8 +94,7 @@ def n_step_return(
     """
     one_step = _one_step_target(rewards, rewards, next_values, terminated, gamma)
     check_rollout("rewards", rewards, terminated, truncated)
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n must be an int of at least 1, got {n!r}")
+    check_count(n=n)
     ends = terminated | truncated
     ends[-1] = True
     returns = one_step

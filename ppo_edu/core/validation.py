@@ -130,6 +130,20 @@ def check_positive(**numbers: float) -> None:
             raise ValueError(f"{name} must be a finite number above 0, got {describe(x)}")
 
 
+def check_nonnegative(**numbers: float) -> None:
+    """Each argument must be a finite number of at least 0."""
+    for name, x in numbers.items():
+        if not is_number(x) or not 0.0 <= x < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {describe(x)}")
+
+
+def check_count(**counts: int) -> None:
+    """Each argument must be an int of at least 1."""
+    for name, x in counts.items():
+        if not isinstance(x, int) or isinstance(x, bool) or x < 1:
+            raise ValueError(f"{name} must be an int of at least 1, got {describe(x)}")
+
+
 def check_bool(**flags: bool) -> None:
     """Each argument must be True or False, so that a tensor or a mask in the wrong place is not taken for yes."""
     for name, x in flags.items():

@@ -7,13 +7,8 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core import td_residual
-from ppo_edu.teach.checks.engine import Case, CheckResult, keyword_only, run_check
+from ppo_edu.teach.checks.engine import Case, CheckResult, column, keyword_only, run_check
 from ppo_edu.teach.pitfalls import pitfalls_of
-
-
-def _column(x: Sequence[float]) -> Tensor:
-    """[T, 1]: one environment."""
-    return torch.tensor([float(entry) for entry in x])[:, None]
 
 
 def _flag(x: Sequence[int]) -> Tensor:
@@ -24,7 +19,7 @@ def check_td_residual(fn: Callable) -> CheckResult:
     """`fn(rewards, values, next_values, terminated, *, gamma) -> [T, N]`, as `ppo_edu.td_residual`; all tensors [T, N]."""
 
     def case(title: str, rewards: list, values: list, next_values: list, terminated: list, gamma: float = 0.5) -> Case:
-        columns = {"rewards": _column(rewards), "values": _column(values), "next_values": _column(next_values)}
+        columns = {"rewards": column(rewards), "values": column(values), "next_values": column(next_values)}
         return Case(title, columns | {"terminated": _flag(terminated), "gamma": gamma})
 
     cases = [
@@ -71,7 +66,7 @@ def check_sb3_rewards(fn: Callable) -> CheckResult:
     """Exercise 4.6: `fn(rewards, next_values, terminated, truncated, *, gamma) -> [T, N]`, the rewards that let GAE do with one flag."""
 
     def case(title: str, rewards: list, next_values: list, terminated: list, truncated: list, gamma: float = 0.5) -> Case:
-        columns = {"rewards": _column(rewards), "next_values": _column(next_values)}
+        columns = {"rewards": column(rewards), "next_values": column(next_values)}
         return Case(title, columns | {"terminated": _flag(terminated), "truncated": _flag(truncated), "gamma": gamma})
 
     cases = [

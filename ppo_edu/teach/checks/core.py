@@ -11,15 +11,10 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core import clipped_surrogate_loss, discounted_return, gae, kl_estimate, policy_gradient_loss
-from ppo_edu.teach.checks.engine import Case, CheckResult, keyword_only, run_check, with_gradients
+from ppo_edu.teach.checks.engine import Case, CheckResult, column, keyword_only, run_check, with_gradients
 from ppo_edu.teach.pitfalls import pitfalls_of
 
 Column = Sequence[float]
-
-
-def _column(x: Column) -> Tensor:
-    """[T, 1]: one environment."""
-    return torch.tensor([float(entry) for entry in x])[:, None]
 
 
 def _flags(rows: Sequence[int], steps: int) -> Tensor:
@@ -56,9 +51,9 @@ def _rollout(
     return Case(
         title,
         {
-            "rewards": _column(rewards),
-            "values": _column(values),
-            "next_values": _column(next_values),
+            "rewards": column(rewards),
+            "values": column(values),
+            "next_values": column(next_values),
             "terminated": _flags(terminated, steps),
             "truncated": _flags(truncated, steps),
             "gamma": gamma,
@@ -101,12 +96,12 @@ def _return_case(
 ) -> Case:
     steps = len(rewards)
     arguments = {
-        "rewards": _column(rewards),
+        "rewards": column(rewards),
         "terminated": _flags(terminated, steps),
         "truncated": _flags(truncated, steps),
         "gamma": gamma,
     }
-    return Case(title, arguments if bootstrap is None else arguments | {"bootstrap": _column(bootstrap)})
+    return Case(title, arguments if bootstrap is None else arguments | {"bootstrap": column(bootstrap)})
 
 
 def _return_cases() -> list[Case]:

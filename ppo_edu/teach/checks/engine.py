@@ -51,6 +51,11 @@ def call_by_position(fn: Callable, arguments: dict[str, Any]) -> Any:
     return fn(*arguments.values())
 
 
+def column(x: Sequence[float]) -> Tensor:
+    """[T, 1]: the numbers of one environment over time."""
+    return torch.tensor([float(entry) for entry in x])[:, None]
+
+
 def keyword_only(*names: str) -> Call:
     """A call that passes the named arguments by keyword, all others by position."""
 
