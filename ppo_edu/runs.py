@@ -229,11 +229,28 @@ def check_same_config(saved: dict[str, Any], given: dict[str, Any]) -> None:
         raise ValueError(f"config must equal the checkpoint's to resume, but these differ: {details}")
 
 
+def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """The state of a module as named tensors. A tensor with two names (a tied head) is given once: safetensors refuses twins."""
+    tensors: dict[str, Tensor] = {}
+    seen = set()
+    for name, x in module.state_dict().items():
+        place = (x.untyped_storage().data_ptr(), x.storage_offset(), x.shape)
+        if place not in seen or x.numel() == 0:
+            tensors[prefix + name] = x
+        seen.add(place)
+    return tensors
+
+
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Load the tensors named `prefix...` into a module. Raises ValueError where names or shapes do not fit."""
     state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    expected = {name for name in module_tensors(module, "")}
+    if state.keys() != expected:
+        first = sorted(state.keys() ^ expected)[0]
+        where = "only the checkpoint" if first in state else "only the model"
+        raise ValueError(f"the checkpoint does not fit the model: {where} has {first}")
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, strict=False)  # names are checked above; tied twins follow their first
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit the model: {error}") from error
 
