@@ -4,6 +4,7 @@ A run's directory holds `log.jsonl` (one JSON object per update), `checkpoint.sa
 loading it can execute nothing) and, when asked, TensorBoard event files.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -221,6 +222,11 @@ def config_as_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config) if is_dataclass(config) else config))
 
 
+def fingerprint(texts: list[str]) -> str:
+    """A short name of a list of texts, for a config: so that a run is not resumed on other data."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
 def check_same_config(saved: dict[str, Any], given: dict[str, Any]) -> None:
     """Resuming must continue the same run: raises ValueError naming every field that differs."""
     differing = [name for name in sorted(saved.keys() | given.keys()) if saved.get(name) != given.get(name)]
@@ -244,7 +250,7 @@ def module_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Load the tensors named `prefix...` into a module. Raises ValueError where names or shapes do not fit."""
     state = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-    expected = {name for name in module_tensors(module, "")}
+    expected = set(module_tensors(module, ""))
     if state.keys() != expected:
         first = sorted(state.keys() ^ expected)[0]
         where = "only the checkpoint" if first in state else "only the model"

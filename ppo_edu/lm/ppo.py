@@ -5,7 +5,6 @@ purpose: several devices, packed sequences and models that do not fit into memor
 """
 
 import copy
-import hashlib
 import math
 import sys
 import time
@@ -42,6 +41,7 @@ from ppo_edu.runs import (
     Row,
     Run,
     deferred_interrupt,
+    fingerprint,
     load_checkpoint,
     load_into,
     module_tensors,
@@ -112,7 +112,7 @@ class LMPPOConfig:
         check_count(**{name: getattr(self, name) for name in counts})
         if self.batch_size < max(2, self.minibatches * self.accumulation):
             raise ValueError(
-                f"batch_size must be at least 2 and minibatches * accumulation = {self.minibatches * self.accumulation}, got {self.batch_size}"
+                f"batch_size must be at least 2 and minibatches * accumulation ({self.minibatches * self.accumulation}), got {self.batch_size}"
             )
         check_bool(
             anneal_learning_rate=self.anneal_learning_rate, whiten_rewards=self.whiten_rewards, whiten_advantages=self.whiten_advantages
@@ -265,11 +265,6 @@ def check_arguments(
             raise ValueError("reference must be another model than the policy's own, which moves; leave it out for a frozen copy")
         check_vocabulary(reference, tokenizer)
     return list(prompts)
-
-
-def fingerprint(prompts: list[str]) -> str:
-    """A short name of a list of prompts, so that a run is not resumed on others."""
-    return hashlib.sha256("\0".join(prompts).encode()).hexdigest()[:16]
 
 
 def start(

@@ -43,6 +43,11 @@ class Sequences:
         """The sequences at these positions."""
         return replace(self, **{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
+    def trimmed(self) -> "Sequences":
+        """The same without the columns that are padding in every row."""
+        prompt, response = self.prompt_mask.any(0), self.mask.any(0)
+        return Sequences(self.prompt_tokens[:, prompt], self.prompt_mask[:, prompt], self.tokens[:, response], self.mask[:, response])
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -1,0 +1,445 @@
+"""Two languages small enough to know exactly: product reviews that a grammar writes and scores, and sums that arithmetic checks.
+
+A review is a prompt (its opening sentence) and a response (opinions on aspects of one product, then perhaps a verdict).
+The reviewer has an attitude that every opinion shares, so a model can learn mood; the product decides which aspects and
+which adjectives fit, so it can learn sense; connectives agree with what they join, so it can learn argument.
+
+The generator and the scorer read the same tables: whatever the one writes, the other understands, and nothing else.
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ppo_edu.core.validation import check_bool, check_count, describe
+
+Choice = TypeVar("Choice")
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is given and what is to be written after it."""
+
+    prompt: str
+    response: str
+
+    @property
+    def text(self) -> str:
+        """The whole text: prompt and response."""
+        return self.prompt + self.response
+
+
+# What the grammar speaks of ------------------------------------------------------------------------------------------
+
+PRODUCTS = {
+    "kitchen": ("kettle", "teapot", "saucepan", "blender"),
+    "travel": ("tent", "backpack", "jacket", "suitcase"),
+    "electronics": ("laptop", "phone", "camera", "tablet"),
+    "books": ("novel", "thriller", "biography", "memoir"),
+    "food": ("coffee", "tea", "chocolate", "honey"),
+}
+# aspect: (praise, faults, {what it can do: +1 if that is welcome, -1 if not})
+ASPECTS = {
+    "kitchen": {
+        "lid": (("sturdy", "secure"), ("loose", "flimsy"), {"leaks": -1, "fits": 1}),
+        "handle": (("comfortable", "smooth"), ("slippery", "rough"), {"gets hot": -1}),
+        "base": (("stable", "solid"), ("wobbly", "thin"), {"slips": -1}),
+        "finish": (("shiny", "elegant"), ("dull", "ugly"), {"fades": -1}),
+    },
+    "travel": {
+        "zip": (("strong", "smooth"), ("stiff", "fragile"), {"sticks": -1, "works": 1}),
+        "fabric": (("soft", "durable"), ("scratchy", "thin"), {"tears": -1}),
+        "stitching": (("neat", "tight"), ("loose", "weak"), {"holds": 1}),
+        "pocket": (("roomy", "handy"), ("tiny", "shallow"), {"tears": -1}),
+    },
+    "electronics": {
+        "screen": (("sharp", "bright"), ("dim", "blurry"), {"flickers": -1}),
+        "battery": (("reliable", "strong"), ("weak", "heavy"), {"overheats": -1, "lasts": 1}),
+        "menu": (("clear", "simple"), ("confusing", "slow"), {"freezes": -1}),
+        "button": (("handy", "solid"), ("stiff", "awkward"), {"sticks": -1, "works": 1}),
+    },
+    "books": {
+        "story": (("gripping", "moving"), ("boring", "predictable"), {"drags": -1, "surprises me": 1}),
+        "ending": (("clever", "satisfying"), ("rushed", "silly"), {}),
+        "writing": (("witty", "elegant"), ("clumsy", "dull"), {"flows": 1}),
+        "cover": (("beautiful", "cheerful"), ("ugly", "gloomy"), {}),
+    },
+    "food": {
+        "flavour": (("delicious", "rich"), ("bland", "bitter"), {"fades": -1, "lasts": 1}),
+        "smell": (("pleasant", "fresh"), ("stale", "strange"), {"tempts me": 1}),
+        "aftertaste": (("mild", "sweet"), ("sour", "harsh"), {"bothers me": -1}),
+        "packaging": (("neat", "practical"), ("messy", "wasteful"), {"leaks": -1}),
+    },
+}
+RELATIVES = ("mother", "father", "sister", "brother", "neighbour", "uncle")
+TIMES = ("yesterday", "last week", "last month", "last year")
+PLACES = ("at the market", "at the airport", "in a small shop", "in an online store")
+OCCASIONS = ("for my birthday", "for Christmas")
+WHOLE = "the whole product"
+
+# How strongly: the word before praise, and its opposite before a fault. A negation turns an adjective round and weakens it.
+DEGREES = {"": 0.6, "fairly ": 0.4, "really ": 0.8, "very ": 0.8, "extremely ": 1.0}
+FAULT_DEGREES = DEGREES | {"slightly ": 0.2}
+NEGATIONS = {"not ": -0.5, "not very ": -0.3}
+FREQUENCIES = {"always": 0.8, "often": 0.5, "rarely": -0.5, "never": -0.8}
+FEELINGS = {"love": 1.0, "like": 0.6, "do not like": -0.6, "dislike": -0.7, "hate": -1.0}
+
+# How a sentence holds opinions: a and b must agree (+1) or differ (-1) in sign; with a alone, a and the opinion before it.
+SENTENCES = {
+    "{a}.": 0,
+    "also, {a}.": 1,
+    "however, {a}.": -1,
+    "{a}, and {b}.": 1,
+    "{a}, but {b}.": -1,
+    "although {a}, {b}.": -1,
+}
+# Opinions in each sentence of a review, and whether a verdict follows.
+PLANS = (((2,), False), ((1, 1), False), ((2, 1), False), ((1,), True), ((2,), True), ((1, 1), True))
+ATTITUDES = (0.05, 0.2, 0.8, 0.95)  # chance that an opinion of this reviewer is praise
+
+HELD_OUT_ONE_IN = 5
+
+
+# The grammar ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """One judgement, as it stands inside a sentence."""
+
+    words: str
+    about: str  # an aspect, or WHOLE
+    strength: float  # in [-1, 1], never 0
+
+
+def _graded(before: str, praise: Sequence[str], faults: Sequence[str], after: str, about: str, negated: bool = True) -> list[Opinion]:
+    """An adjective under every degree and, if `negated`, every negation: "the lid is " + "very " + "sturdy" + ""."""
+    opinions = []
+    for adjectives, sign, degrees in ((praise, 1, DEGREES), (faults, -1, FAULT_DEGREES)):
+        for adjective, (degree, strength) in product(adjectives, (degrees | (NEGATIONS if negated else {})).items()):
+            opinions.append(Opinion(before + degree + adjective + after, about, sign * strength))
+    return opinions
+
+
+def _aspect_forms(aspect: str, praise: Sequence[str], faults: Sequence[str], doings: dict[str, int]) -> list[list[Opinion]]:
+    """Every clause that judges an aspect, form by form."""
+    the = f"the {aspect}"
+    signed = [(adjective, 1) for adjective in praise] + [(adjective, -1) for adjective in faults]
+    turned = [Opinion(f"I would not call {the} {adjective}", aspect, -0.5 * sign) for adjective, sign in signed]
+    doubted = [Opinion(f"I do not find {the} {adjective}", aspect, -0.5 * sign) for adjective, sign in signed]
+    return [
+        _graded(f"{the} is ", praise, faults, "", aspect),
+        _graded(f"I find {the} ", praise, faults, "", aspect, negated=False) + doubted,
+        [Opinion(f"I {feeling} {the}", aspect, strength) for feeling, strength in FEELINGS.items()],
+        [Opinion(f"{the} {often} {does}", aspect, sign * x) for often, x in FREQUENCIES.items() for does, sign in doings.items()],
+        turned,
+    ]
+
+
+def _verdict_forms(item: str) -> list[list[Opinion]]:
+    """Every verdict on a product, form by form."""
+    this = f"this {item}"
+    audiences = ("anyone", "a friend", *(f"my {relative}" for relative in RELATIVES))
+    advice = {"would": 0.8, "would not": -0.8, "would never": -1.0}
+    single = {
+        "it is worth the price": 0.6,
+        "it is not worth the price": -0.6,
+        "I would buy it again": 0.8,
+        "I would never buy it again": -1.0,
+        f"I regret buying {this}": -0.8,
+        f"I do not regret buying {this}": 0.5,
+    }
+    return [
+        [Opinion(f"I {would} recommend it to {audience}", WHOLE, x) for would, x in advice.items() for audience in audiences],
+        _graded("overall, I am ", ("happy",), ("disappointed",), " with it", WHOLE),
+        [Opinion(f"I {feeling} {this}", WHOLE, strength) for feeling, strength in FEELINGS.items()],
+        [Opinion(words, WHOLE, strength) for words, strength in single.items()],
+    ]
+
+
+def _by_sign(forms: list[list[Opinion]]) -> dict[int, list[list[Opinion]]]:
+    """The forms that can praise (+1) and those that can blame (-1), each with such opinions only."""
+    signed = {sign: [[opinion for opinion in form if opinion.strength * sign > 0] for form in forms] for sign in (1, -1)}
+    return {sign: [form for form in kept if form] for sign, kept in signed.items()}
+
+
+_ASPECT_FORMS = {aspect: _by_sign(_aspect_forms(aspect, *words)) for aspects in ASPECTS.values() for aspect, words in aspects.items()}
+_VERDICT_FORMS = {item: _by_sign(_verdict_forms(item)) for items in PRODUCTS.values() for item in items}
+_CATEGORY = {item: category for category, items in PRODUCTS.items() for item in items}
+
+
+def _index(forms_by_name: dict[str, dict[int, list[list[Opinion]]]]) -> dict[str, Opinion]:
+    return {
+        opinion.words: opinion for by_sign in forms_by_name.values() for forms in by_sign.values() for form in forms for opinion in form
+    }
+
+
+_CLAUSES, _VERDICTS = _index(_ASPECT_FORMS), _index(_VERDICT_FORMS)
+_PATTERNS = {
+    sentence: re.compile(re.escape(sentence).replace(r"\{a\}", "([^,.]+)").replace(r"\{b\}", "([^,.]+)")) for sentence in SENTENCES
+}
+
+
+# Writing reviews -----------------------------------------------------------------------------------------------------
+
+
+def _all_prompts() -> list[tuple[str, str]]:
+    """Every opening sentence, with its product."""
+    prompts = []
+    for item in _CATEGORY:
+        bought = [f"I {verb} this {item} {time}." for verb in ("bought", "ordered") for time in TIMES]
+        found = [f"I {verb} this {item} {place}." for verb in ("bought", "found") for place in PLACES]
+        for_whom = [f"I bought this {item} for my {relative} {time}." for relative in RELATIVES for time in TIMES]
+        given = [f"My {relative} gave me this {item} {when}." for relative in RELATIVES for when in (*TIMES, *OCCASIONS)]
+        prompts += [(prompt, item) for prompt in bought + found + for_whom + given]
+    return prompts
+
+
+def _is_held_out(key: str) -> bool:
+    """Whether this text or pair is kept for evaluation: about one in five, the same in every run and for every seed."""
+    return zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
+
+
+_PROMPTS = {side: [(prompt, item) for prompt, item in _all_prompts() if _is_held_out(prompt) == side] for side in (False, True)}
+
+
+def make_reviews(n: int, *, seed: int, held_out: bool = False) -> list[Example]:
+    """Reviews of the grammar, half of them more praise than blame; the same for the same arguments.
+
+    The prompts are those of `review_prompts(n, seed=seed, held_out=held_out)`: no held-out prompt is ever a training prompt.
+    A response starts with a space and has two or three sentences (or one that joins two opinions).
+
+    Returns: n examples.
+    Raises: ValueError naming n, seed or held_out.
+    """
+    rng = _rng("reviews", n=n, seed=seed, held_out=held_out)
+    return [Example(prompt, _write(item, rng)) for prompt, item in _draw_prompts(n, seed, held_out)]
+
+
+def review_prompts(n: int, *, seed: int, held_out: bool = False) -> list[str]:
+    """Opening sentences in random order: each is used once before any is used again, so n may exceed their number.
+
+    The training and the held-out set are fixed and disjoint; about one opening in five is held out.
+
+    Returns: n prompts.
+    Raises: ValueError naming n, seed or held_out.
+    """
+    return [prompt for prompt, _ in _draw_prompts(n, seed, held_out)]
+
+
+def _draw_prompts(n: int, seed: int, held_out: bool) -> list[tuple[str, str]]:
+    rng = _rng("prompts", n=n, seed=seed, held_out=held_out)
+    drawn = []
+    while len(drawn) < n:
+        drawn += sorted(_PROMPTS[held_out], key=lambda _: rng.random())
+    return drawn[:n]
+
+
+def _write(item: str, rng: random.Random) -> str:
+    """One response on a product."""
+    attitude = _choose(rng, ATTITUDES)
+    counts, has_verdict = _choose(rng, PLANS)
+    aspects = sorted(ASPECTS[_CATEGORY[item]], key=lambda _: rng.random())
+    sentences, previous = [], 0
+    for count in counts:
+        signs = [_sign(rng, attitude) for _ in range(count)]
+        opinions = [_choose(rng, _choose(rng, _ASPECT_FORMS[aspects.pop()][sign])) for sign in signs]
+        relation = signs[0] * signs[1] if count == 2 else previous * signs[0]
+        fitting = [s for s, needed in SENTENCES.items() if ("{b}" in s) == (count == 2) and needed in (0, relation)]
+        sentences.append(_choose(rng, fitting).format(**dict(zip("ab", (opinion.words for opinion in opinions), strict=False))))
+        previous = signs[-1]
+    if has_verdict:
+        sentences.append(_choose(rng, _choose(rng, _VERDICT_FORMS[item][_sign(rng, attitude)])).words + ".")
+    return "".join(" " + _capitalised(sentence) for sentence in sentences)
+
+
+def _sign(rng: random.Random, attitude: float) -> int:
+    return 1 if rng.random() < attitude else -1
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _choose(rng: random.Random, choices: Sequence[Choice]) -> Choice:
+    """One of the choices. Only `random()` is promised to stay the same from one Python to the next; `choice` is not."""
+    return choices[int(rng.random() * len(choices))]
+
+
+def _rng(purpose: str, *, n: int, seed: int, held_out: bool) -> random.Random:
+    """A generator of its own for each purpose, seed and side of the split."""
+    check_count(n=n)
+    check_bool(held_out=held_out)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be an int of at least 0, got {describe(seed)}")
+    return random.Random(f"{purpose}, seed {seed}, held out {held_out}")
+
+
+# Scoring reviews -----------------------------------------------------------------------------------------------------
+
+
+def _read(response: str) -> list[list[Opinion]]:
+    """The opinions of each sentence; none for a sentence that the grammar could not have written there.
+
+    It never judges an aspect twice, writes nothing after a verdict, and each connective agrees with the opinions that it joins.
+    """
+    read: list[list[Opinion]] = []
+    known: list[Opinion] = []
+    for sentence in re.findall(r"[^.]*\.|[^.]+$", response.strip()):
+        opinions = _read_sentence(sentence if read else " " + sentence, known)
+        known = known + opinions
+        read.append(opinions)
+    return read
+
+
+def _read_sentence(sentence: str, known: list[Opinion]) -> list[Opinion]:
+    words = sentence[1:2].lower() + sentence[2:]
+    words = "I" + words[1:] if words.startswith("i ") else words
+    judged = {opinion.about for opinion in known}
+    if sentence != " " + _capitalised(words) or WHOLE in judged:
+        return []
+    if words.endswith(".") and words[:-1] in _VERDICTS:
+        return [_VERDICTS[words[:-1]]]
+    for template, relation in SENTENCES.items():
+        match = _PATTERNS[template].fullmatch(words)
+        if not match or not all(clause in _CLAUSES for clause in match.groups()):
+            continue
+        opinions = [_CLAUSES[clause] for clause in match.groups()]
+        related = (known[-1:] + opinions)[-2:]  # two of this sentence, or its one and the one before
+        agreement = related[0].strength * related[1].strength if len(related) == 2 else 0
+        about = {opinion.about for opinion in opinions}
+        if len(about) == len(opinions) and not about & judged and (relation == 0 or agreement * relation > 0):
+            return opinions
+    return []
+
+
+def gold_sentiment(response: str) -> float:
+    """How much a response praises, by the grammar that writes the reviews: the mean strength of its opinions, in [-1, 1].
+
+    "Very", "fairly" or "never" set an opinion's strength; "not" turns it round and weakens it. A sentence that the grammar
+    could not have written (a repeated opinion, a praise word alone, a "but" between two that agree, a last sentence cut off)
+    counts as one opinion of strength 0, so that babble earns nothing and dilutes what stands beside it. No text scores 0.
+
+    Raises: ValueError naming response.
+    """
+    _check_text(response=response)
+    strengths = [x for opinions in _read(response) for x in ([opinion.strength for opinion in opinions] or [0.0])]
+    return sum(strengths) / len(strengths) if strengths else 0.0
+
+
+def gold_score(prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    """`gold_sentiment` of each response, in the form of a reward function. The prompts are not read.
+
+    Returns: [B] float32.
+    Raises: ValueError naming prompts or responses.
+    """
+    _check_batch(prompts, responses)
+    return torch.tensor([gold_sentiment(response) for response in responses], dtype=torch.float32)
+
+
+def positive_share(responses: Sequence[str]) -> float:
+    """The share of responses whose gold sentiment is above 0. Raises ValueError naming responses."""
+    _check_texts(responses=responses)
+    if not responses:
+        raise ValueError(f"responses must hold at least one text, got {describe(responses)}")
+    return sum(gold_sentiment(response) > 0 for response in responses) / len(responses)
+
+
+def grammatical_share(response: str) -> float:
+    """The share of a response's sentences that the grammar could have written there; 0 for no text. Raises ValueError naming response."""
+    _check_text(response=response)
+    read = _read(response)
+    return sum(map(bool, read)) / len(read) if read else 0.0
+
+
+def distinct_n(responses: Sequence[str], n: int = 2) -> float:
+    """Variety of a set of texts: distinct word n-grams over all word n-grams, in [0, 1]; 0 where there is none.
+
+    Source: Li et al. 2016 (arXiv:1510.03055), section 5.2, who divide by the number of words; n-grams, as most later work
+    counts, make 1 mean that nothing repeats. No n-gram spans two texts; case and punctuation do not count. The value falls
+    as the set grows: compare sets of equal size.
+
+    Raises: ValueError naming responses or n.
+    """
+    _check_texts(responses=responses)
+    check_count(n=n)
+    words = [re.findall(r"\w+", response.lower()) for response in responses]
+    grams = [tuple(text[i : i + n]) for text in words for i in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+# Sums ----------------------------------------------------------------------------------------------------------------
+
+_SUM = re.compile(r"(0|[1-9][0-9]{0,2})\+(0|[1-9][0-9]{0,2})=")
+
+
+def make_sums(n: int, *, digits: int = 2, seed: int, held_out: bool = False) -> list[Example]:
+    """Additions such as "37+48=" and "85": both operands uniform on 0 to 10**digits - 1, without leading zeros.
+
+    About one pair in five is held out, the same pairs for every seed and number of digits. A pair and its mirror image lie
+    on the same side, so a held-out sum was not trained on the other way round either.
+
+    Returns: n examples, drawn with replacement.
+    Raises: ValueError naming n, digits (1, 2 or 3), seed or held_out.
+    """
+    rng = _rng(f"sums of {digits}", n=n, seed=seed, held_out=held_out)
+    check_count(digits=digits)
+    if digits > 3:
+        raise ValueError(f"digits must be 1, 2 or 3, got {describe(digits)}")
+    sums = []
+    while len(sums) < n:
+        a, b = (int(rng.random() * 10**digits) for _ in range(2))
+        if _is_held_out(f"{min(a, b)}+{max(a, b)}") == held_out:
+            sums.append(Example(f"{a}+{b}=", str(a + b)))
+    return sums
+
+
+def sum_prompts(n: int, *, digits: int = 2, seed: int, held_out: bool = False) -> list[str]:
+    """The prompts of `make_sums` with the same arguments."""
+    return [example.prompt for example in make_sums(n, digits=digits, seed=seed, held_out=held_out)]
+
+
+def addition_reward(prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+    """1 where the response is the sum that the prompt asks for, in decimal and without leading zeros, else 0.
+
+    Spaces around the answer are ignored, anything else beside it is not.
+
+    Returns: [B] float32.
+    Raises: ValueError naming prompts (each as `make_sums` writes it) or responses.
+    """
+    _check_batch(prompts, responses)
+    rewards = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        match = _SUM.fullmatch(prompt)
+        if not match:
+            raise ValueError(f'prompts must read like "37+48=", operands of up to three digits, got {prompt!r}')
+        rewards.append(float(response.strip(" ") == str(int(match[1]) + int(match[2]))))
+    return torch.tensor(rewards, dtype=torch.float32)
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def _check_text(**texts: str) -> None:
+    for name, x in texts.items():
+        if not isinstance(x, str):
+            raise ValueError(f"{name} must be a str, got {describe(x)}")
+
+
+def _check_texts(**lists: Sequence[str]) -> None:
+    for name, x in lists.items():
+        if isinstance(x, str) or not isinstance(x, Sequence) or not all(isinstance(text, str) for text in x):
+            raise ValueError(f"{name} must be a list of str, got {describe(x)}")
+
+
+def _check_batch(prompts: Sequence[str], responses: Sequence[str]) -> None:
+    _check_texts(prompts=prompts, responses=responses)
+    if len(prompts) != len(responses):
+        raise ValueError(f"responses must be as many as prompts ({len(prompts)}), got {len(responses)}")
