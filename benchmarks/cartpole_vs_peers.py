@@ -10,7 +10,6 @@ The two trainers alternate, seed by seed, so that both meet the same weather on 
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,14 +19,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.metadata import machine_metadata
+from benchmarks.report import data_path, write_block, write_json
 from ppo_edu.control import PPOConfig, TrainState, evaluate, train
 
 THRESHOLD = 475.0
 CHECK_EVERY = 2048
 EVALUATION_EPISODES = 20
-DATA = Path(__file__).parents[1] / "ppo_edu" / "teach" / "data" / "cartpole_vs_peers.json"
-README = Path(__file__).parents[1] / "README.md"
-MARKER, END_MARKER = "<!-- cartpole_vs_peers -->", "<!-- /cartpole_vs_peers -->"
+NAME = "cartpole_vs_peers"  # of the stored result and of the table in the README
 
 
 class Watch:
@@ -172,18 +170,11 @@ def readme_table(result: dict) -> str:
     return "\n".join(lines) + f"\n\nMeasured {meta['date']} on {meta['processor']}, torch {meta['versions']['torch']}.\n"
 
 
-def write_readme(result: dict, path: Path = README) -> None:
-    """Put the table between its markers in the README."""
-    before, rest = path.read_text().split(MARKER)
-    after = rest.split(END_MARKER)[1]
-    path.write_text(f"{before}{MARKER}\n{readme_table(result)}{END_MARKER}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--max-steps", type=int, default=100_000)
-    parser.add_argument("--output", type=Path, default=DATA)
+    parser.add_argument("--output", type=Path, default=data_path(NAME))
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -204,9 +195,9 @@ def main() -> None:
         "summary": summary,
         "runs": {name: [vars(run) for run in runs] for name, runs in outcomes.items()},
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
-    if args.output == DATA:
-        write_readme(result)
+    write_json(result, args.output)
+    if args.output == data_path(NAME):
+        write_block(NAME, readme_table(result))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,21 @@ def machine_metadata(*packages: str) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "numpy", *packages)},
+        "versions": versions("torch", "numpy", *packages),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed version of each package."""
+    return {name: version(name) for name in packages}
+
+
+def peak_memory_mib() -> float:
+    """Largest resident size of this process so far (Linux). Not `ru_maxrss`, which in a child process begins at its parent's size."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status must have a line VmHWM, it has none")
 
 
 def _processor_name() -> str:

@@ -1,16 +1,16 @@
 """The README's numbers are those of the committed measurement, and the watch asks for two passes in a row."""
 
-from benchmarks.cartpole_vs_peers import CHECK_EVERY, END_MARKER, MARKER, README, Outcome, Watch, readme_table, summarise
+from benchmarks.cartpole_vs_peers import CHECK_EVERY, NAME, Outcome, Watch, readme_table, summarise
+from benchmarks.report import read_block
 from ppo_edu.teach import load_result
 
 
 def test_readme_shows_the_committed_result():
-    shown = README.read_text().split(MARKER)[1].split(END_MARKER)[0]
-    assert shown.strip() == readme_table(load_result("cartpole_vs_peers")).strip()
+    assert read_block(NAME) == readme_table(load_result(NAME)).strip()
 
 
 def test_summary_is_that_of_the_committed_runs():
-    result = load_result("cartpole_vs_peers")
+    result = load_result(NAME)
     outcomes = {name: [Outcome(**run) for run in runs] for name, runs in result["runs"].items()}
     assert summarise(outcomes) == result["summary"]
 
