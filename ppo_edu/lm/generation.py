@@ -49,29 +49,31 @@ def generate(
     columns: list[tuple[Tensor, Tensor, Tensor]] = []  # tokens, mask, log_probs
     was_training = lm.training
     lm.eval()
-    for end in range(P, P + max_new_tokens):
-        start = end - inputs.shape[1]
-        output = lm(
-            input_ids=inputs,
-            attention_mask=attention_mask[:, :end],
-            position_ids=positions[:, start:end],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        logits = output.logits[:, -1].float() / temperature
-        for warper in warpers:
-            logits = warper(None, logits)
-        log_probs = torch.log_softmax(logits, dim=-1)
-        token = torch.multinomial(log_probs.exp(), 1, generator=generator)
-        log_prob = log_probs.gather(1, token).squeeze(1)
-        inputs = torch.where(unfinished[:, None], token, tokenizer.pad_token_id)
-        columns.append((inputs.squeeze(1), unfinished, torch.where(unfinished, log_prob, 0.0)))
-        unfinished = unfinished & (token.squeeze(1) != tokenizer.eos_token_id)
-        if not unfinished.any():
-            break
-    lm.train(was_training)
+    try:
+        for end in range(P, P + max_new_tokens):
+            start = end - inputs.shape[1]
+            output = lm(
+                input_ids=inputs,
+                attention_mask=attention_mask[:, :end],
+                position_ids=positions[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            logits = output.logits[:, -1].float() / temperature
+            for warper in warpers:
+                logits = warper(None, logits)
+            log_probs = torch.log_softmax(logits, dim=-1)
+            token = torch.multinomial(log_probs.exp(), 1, generator=generator)
+            log_prob = log_probs.gather(1, token).squeeze(1)
+            inputs = torch.where(unfinished[:, None], token, tokenizer.pad_token_id)
+            columns.append((inputs.squeeze(1), unfinished, torch.where(unfinished, log_prob, 0.0)))
+            unfinished = unfinished & (token.squeeze(1) != tokenizer.eos_token_id)
+            if not unfinished.any():
+                break
+    finally:
+        lm.train(was_training)
     tokens, mask, log_probs = (torch.stack(column, dim=1) for column in zip(*columns, strict=True))
     return Responses(prompt_tokens, prompt_mask, tokens, mask, log_probs, ~unfinished)
 

@@ -1,6 +1,8 @@
 """Language models: any causal LM of transformers, from the hub, a folder or made on the spot; a value head beside it."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,12 +17,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ppo_edu.core.validation import check_count, check_finite
+from ppo_edu.core.validation import check_count, check_finite, check_positive, describe
 from ppo_edu.lm.sequences import Sequences, check_tokenizer, position_ids
 from ppo_edu.runs import seeded, write_atomically
 
 VALUE_HEAD_NAME = "value_head.safetensors"
 VALUE_TRUNK_NAME = "value_trunk"
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError)  # what a bad or missing file raises
 
 
 def make_gpt2(
@@ -58,19 +61,37 @@ def load_causal_lm(
 
     The tokenizer pads on the left. One without a pad token pads with its end token: masks here are made from lengths,
     so the end is not lost.
-    Raises: ValueError where there is no such model, no network, no safetensors file or no end token.
+    Raises: ValueError where there is no such model, no network, no safetensors file, a weight is missing, or the
+    tokenizer has no end token or another vocabulary.
     """
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):
+        raise ValueError(f"name_or_path must be the name or the folder of a model, got {describe(name_or_path)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False)
-        lm = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        place = "the folder" if Path(name_or_path).exists() else "the hub (is there a network? a local folder works without)"
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"name_or_path must name a causal language model with safetensors weights; {place} gave: {reason}") from error
+        lm = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype)
+    except LOADING_ERRORS as error:
+        place = "the folder" if Path(name_or_path).exists() else "no such folder is here, and the hub (is there a network?)"
+        raise ValueError(
+            f"name_or_path must name a causal language model with safetensors weights, got {str(name_or_path)!r}; "
+            f"{place} gave: {_first_line(error)}"
+        ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_tokenizer(tokenizer)
+    check_vocabulary(lm, tokenizer)
     return lm.to(device).eval(), tokenizer
+
+
+def _from_pretrained(kind: Any, name_or_path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A model with all its weights from safetensors; transformers would fill in missing ones at random and only log it."""
+    model, report = kind.from_pretrained(name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"the weights lack {missing[0]} ({len(missing)} such)")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 class PolicyWithValue(nn.Module):
@@ -83,12 +104,14 @@ class PolicyWithValue(nn.Module):
 
     def __init__(self, lm: PreTrainedModel, value_model: PreTrainedModel | None = None) -> None:
         super().__init__()
-        if value_model is lm:
+        if value_model is not None and value_model.base_model is lm.base_model:
             raise ValueError("value_model must be another model than lm; for a shared trunk leave it out")
+        if value_model is not None and value_model.config.vocab_size < lm.config.vocab_size:
+            raise ValueError(f"value_model must have lm's vocabulary of {lm.config.vocab_size}, got {value_model.config.vocab_size}")
         self.lm = lm
         self.value_trunk = None if value_model is None else value_model.base_model
         trunk = lm if self.value_trunk is None else self.value_trunk
-        self.value_head = nn.Linear(trunk.config.hidden_size, 1, device=lm.device, dtype=lm.dtype)
+        self.value_head = nn.Linear(trunk.config.hidden_size, 1, device=trunk.device, dtype=trunk.dtype)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -115,6 +138,7 @@ class PolicyWithValue(nn.Module):
         """Write a folder that plain transformers loads as a causal LM; the value part lies beside it."""
         path = Path(path)
         self.lm.save_pretrained(path)
+        shutil.rmtree(path / VALUE_TRUNK_NAME, ignore_errors=True)  # of a policy saved here before
         if self.value_trunk is not None:
             self.value_trunk.save_pretrained(path / VALUE_TRUNK_NAME)
         head = {name: x.detach().cpu() for name, x in self.value_head.state_dict().items()}
@@ -124,15 +148,20 @@ class PolicyWithValue(nn.Module):
     def from_pretrained(
         cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> "PolicyWithValue":
-        """Read what `save_pretrained` wrote. Raises: ValueError where the value head is missing: then use `load_causal_lm`."""
+        """Read what `save_pretrained` wrote.
+
+        Raises: ValueError where a file is missing or damaged; where it is the value head, `load_causal_lm` reads the rest.
+        """
         path = Path(path)
         if not (path / VALUE_HEAD_NAME).is_file():
             raise ValueError(f"path must be a folder written by save_pretrained, got {path}, which holds no {VALUE_HEAD_NAME}")
-        policy = cls(AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True))
-        if (path / VALUE_TRUNK_NAME).is_dir():
-            policy.value_trunk = AutoModel.from_pretrained(path / VALUE_TRUNK_NAME, dtype=dtype, use_safetensors=True)
-            policy.value_head = nn.Linear(policy.value_trunk.config.hidden_size, 1, dtype=dtype)
-        policy.value_head.load_state_dict(safetensors.torch.load_file(path / VALUE_HEAD_NAME))
+        try:
+            lm = _from_pretrained(AutoModelForCausalLM, path, dtype)
+            separate = (path / VALUE_TRUNK_NAME).is_dir()
+            policy = cls(lm, _from_pretrained(AutoModel, path / VALUE_TRUNK_NAME, dtype) if separate else None)
+            policy.value_head.load_state_dict(safetensors.torch.load_file(path / VALUE_HEAD_NAME))
+        except LOADING_ERRORS as error:
+            raise ValueError(f"path must be a folder written by save_pretrained, got {path}: {_first_line(error)}") from error
         return policy.to(device).eval()
 
 
@@ -159,6 +188,7 @@ def response_logits(
     Row t is computed from the text *before* token t: position P + t - 1 of the input. The logits at prompt positions are
     never computed, and the last token, whose successor nobody asks for, is not read at all.
     """
+    check_positive(temperature=temperature)
     T = sequences.tokens.shape[1]
     input_ids, attention_mask = sequences.input_ids[:, :-1], sequences.attention_mask[:, :-1]
     if isinstance(model, PolicyWithValue):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.core import gae, kl_estimate
-from ppo_edu.core.validation import check_finite, check_flag, check_float, check_like, check_mask, check_nonnegative, describe
+from ppo_edu.core.validation import check_finite, check_flag, check_float, check_like, check_mask, check_nonnegative, describe, reads_values
 
 
 def last_token(mask: Tensor) -> Tensor:
@@ -110,11 +110,14 @@ def kl_loss(
 
 
 def _check_batch(mask: Tensor, **tensors: Tensor) -> None:
-    """Everything must be [B, T] and alike, finite where the mask counts, and every response must have a token."""
+    """Everything must be [B, T] and alike, finite where the mask counts, and every response must have tokens, without a gap."""
     (name, first), *others = tensors.items()
     check_like(name, first, **dict(others))
     if first.ndim != 2:
         raise ValueError(f"{name} must have shape [B, T], one row per response, got {describe(first)}")
     check_flag(first.shape, first.device, mask=mask)
     check_mask(mask, first.shape, first.device, of=name)
+    if reads_values() and bool((last_token(mask).sum(1) != 1).any()):
+        row = int((last_token(mask).sum(1) != 1).nonzero()[0])
+        raise ValueError(f"mask must be True on one unbroken run of tokens in each row, got {mask[row].int().tolist()} in row {row}")
     check_finite(mask, **tensors)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ppo_edu.core.validation import describe
+from ppo_edu.core.validation import check_flag, describe
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class Sequences:
     prompt_mask: Tensor  # [B, P] bool
     tokens: Tensor  # [B, T] int64, right-padded
     mask: Tensor  # [B, T] bool: the response's tokens, its end token included, nothing after
+
+    def __post_init__(self) -> None:
+        for name, tokens, mask in (("prompt_", self.prompt_tokens, self.prompt_mask), ("", self.tokens, self.mask)):
+            if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2:
+                raise ValueError(f"{name}tokens must be an int64 tensor of shape [sequences, tokens], got {describe(tokens)}")
+            check_flag(tokens.shape, tokens.device, **{f"{name}mask": mask})
+        if len(self.tokens) != len(self.prompt_tokens):
+            raise ValueError(f"tokens must be as many sequences as prompt_tokens ({len(self.prompt_tokens)}), got {len(self.tokens)}")
 
     @property
     def input_ids(self) -> Tensor:
@@ -69,7 +77,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """A tokenizer needs an end token, to stop, and a pad token, to fill up."""
     for name in ("eos_token", "pad_token"):
         if getattr(tokenizer, f"{name}_id") is None:
-            raise ValueError(f"tokenizer must have an {name}, got none; set tokenizer.{name} to a token of its vocabulary")
+            raise ValueError(f"tokenizer must have its {name} set to a token of its vocabulary, got none")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -101,8 +109,15 @@ def encode(
     """Texts as `Sequences`; each response gets its end token. What supervised training learns from.
 
     Prompt and response are encoded apart, so the border between them is where generation will find it.
-    Raises: ValueError for an empty prompt or lists of different length.
+    Raises: ValueError for an empty prompt, a response that is no string or lists of different length.
     """
+    check_tokenizer(tokenizer)
+    check_prompts(prompts)
+    if isinstance(responses, str) or not isinstance(responses, Sequence):
+        raise ValueError(f"responses must be a list of strings, got {describe(responses)[:80]}")
+    for i, response in enumerate(responses):
+        if not isinstance(response, str):
+            raise ValueError(f"responses[{i}] must be a string, got {describe(response)}")
     if len(prompts) != len(responses):
         raise ValueError(f"responses must be as many as prompts ({len(prompts)}), got {len(responses)}")
     prompt_tokens, prompt_mask = encode_prompts(tokenizer, prompts, device)

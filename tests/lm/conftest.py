@@ -1,0 +1,34 @@
+"""Fixtures for the tests of `ppo_edu.lm`: a tokenizer, and tiny random models that speak its vocabulary."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder of its own
+
+from lm_helpers import ARCHITECTURES, make_lm, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Ten words; <pad> is 0, <eos> 1. Shared by all tests: do not change it, ask `lm_helpers.make_tokenizer` for one of your own."""
+    return make_tokenizer()
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def architecture(request):
+    """Each architecture by its name."""
+    return request.param
+
+
+@pytest.fixture
+def lm(architecture):
+    """A tiny random model of each architecture, fresh for every test, in eval mode."""
+    return make_lm(architecture)
+
+
+@pytest.fixture
+def gpt2():
+    """A tiny random GPT-2, fresh for every test, in eval mode."""
+    return make_lm("gpt2")

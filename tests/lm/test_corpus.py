@@ -1,0 +1,453 @@
+"""The two corpora: what the grammar writes, how its scorer reads it (by a table made by hand and by a second reader), sums."""
+
+import re
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo_edu.lm.corpus import (
+    Example,
+    addition_reward,
+    distinct_n,
+    gold_score,
+    gold_sentiment,
+    grammatical_share,
+    make_reviews,
+    make_sums,
+    positive_share,
+    review_prompts,
+    sum_prompts,
+)
+
+seeds = st.integers(0, 10**6)
+REVIEWS = make_reviews(2000, seed=0)
+
+# --- the scorer, by hand
+
+SCORES = {
+    # degrees
+    " The lid is sturdy.": 0.6,
+    " The lid is fairly sturdy.": 0.4,
+    " The lid is very sturdy.": 0.8,
+    " The lid is extremely sturdy.": 1.0,
+    " The lid is extremely flimsy.": -1.0,
+    " The zip is slightly stiff.": -0.2,
+    " I find the story really gripping.": 0.8,
+    # negation
+    " The lid is not sturdy.": -0.5,
+    " The lid is not very sturdy.": -0.3,
+    " The lid is not flimsy.": 0.5,
+    " I would not call the flavour bland.": 0.5,
+    " I do not find the menu simple.": -0.5,
+    " I do not like the cover.": -0.6,
+    " The battery always overheats.": -0.8,
+    " The battery never overheats.": 0.8,
+    " The zip rarely works.": -0.5,
+    # connectives and several sentences
+    " The lid is very sturdy, but the handle is not comfortable. I would recommend it to anyone.": (0.8 - 0.5 + 0.8) / 3,
+    " Although I hate the smell, I love the flavour.": 0.0,
+    " I love the screen, and the battery is reliable.": 0.8,
+    " The fabric is soft. Also, the pocket is roomy.": 0.6,
+    " The fabric is soft. However, I dislike the pocket.": (0.6 - 0.7) / 2,
+    # verdicts
+    " I would not recommend it to my sister.": -0.8,
+    " Overall, I am very happy with it.": 0.8,
+    " Overall, I am not disappointed with it.": 0.5,
+    " I regret buying this tent.": -0.8,
+    " I do not regret buying this tent.": 0.5,
+    " It is not worth the price.": -0.6,
+    " I would never buy it again.": -1.0,
+}
+
+
+@pytest.mark.parametrize(("response", "score"), SCORES.items())
+def test_scores_worked_out_by_hand(response, score):
+    assert gold_sentiment(response) == pytest.approx(score)
+
+
+def test_intensity_is_ordered():
+    scores = [gold_sentiment(f" The lid is {degree}sturdy.") for degree in ("not ", "not very ", "fairly ", "", "very ", "extremely ")]
+    assert scores == sorted(scores)
+    assert len(set(scores)) == len(scores)
+
+
+BABBLE = [
+    " I find the coffee is good.",
+    " great great great great.",
+    " Sturdy sturdy sturdy.",
+    " The lid is very very sturdy.",
+    " The lid is sturdy sturdy.",
+    " The lid is sturdy, and the lid is secure.",  # one aspect, twice
+    " The lid is delicious.",
+    " I love.",
+    " I love the lid",  # cut off
+    " the lid is sturdy.",
+    " I Love the lid.",
+    " i love the lid.",
+    " The lid is slightly sturdy.",  # "slightly" is for faults
+    " I love the lid, but the base is solid.",  # nothing turns
+    " I love the lid, and the base is thin.",
+    " Although I love the lid, the base is solid.",
+    " Also, I love the lid.",  # nothing before it
+    " I love the lid!",
+    ".",
+    "...",
+    " I love this lid.",
+    " Overall, I am slightly happy with it.",
+]
+
+
+@pytest.mark.parametrize("response", BABBLE)
+def test_babble_earns_nothing(response):
+    assert gold_sentiment(response) == 0.0
+    assert grammatical_share(response) == 0.0
+
+
+@pytest.mark.parametrize("response", ["", " ", "\n"])
+def test_no_text_scores_zero(response):
+    assert gold_sentiment(response) == grammatical_share(response) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("added", "score", "share"),
+    [
+        (" I love the lid.", 0.5, 0.5),  # said before
+        (" The lid is secure.", 0.5, 0.5),
+        (" Great great.", 0.5, 0.5),
+        (" The base is", 0.5, 0.5),
+        ("I love the base.", 0.5, 0.5),  # no space between the sentences
+        (" However, I love the base.", 0.5, 0.5),
+        (" I love the base.", 1.0, 1.0),
+        (" Also, I love the base.", 1.0, 1.0),
+        (" I love this kettle. I love the base.", 2 / 3, 2 / 3),  # nothing follows a verdict
+        (" I love this kettle. I love this kettle.", 2 / 3, 2 / 3),
+    ],
+)
+def test_a_sentence_that_does_not_fit_dilutes_a_good_one(added, score, share):
+    response = " I love the lid." + added
+    assert gold_sentiment(response) == pytest.approx(score)
+    assert grammatical_share(response) == pytest.approx(share)
+
+
+def test_a_response_may_come_without_its_first_space():
+    assert gold_sentiment("I love the lid. I like the base. ") == pytest.approx(0.8)
+
+
+# --- what the grammar writes
+
+
+def words_of(text):
+    return text.split()
+
+
+PRAISE = words_of(
+    """
+    sturdy secure comfortable smooth stable solid shiny elegant strong soft durable neat tight roomy handy
+    sharp bright reliable clear simple gripping moving clever satisfying witty beautiful cheerful delicious
+    rich pleasant fresh mild sweet practical fits works holds lasts surprises flows tempts love like recommend
+    happy worth buy
+    """
+)
+BLAME = words_of(
+    """
+    loose flimsy slippery rough wobbly thin dull ugly stiff fragile scratchy weak tiny shallow dim blurry
+    heavy confusing slow awkward boring predictable rushed silly clumsy gloomy bland bitter stale strange sour
+    harsh messy wasteful leaks hot slips fades sticks tears flickers overheats freezes drags bothers dislike
+    hate disappointed regret
+    """
+)
+
+
+def second_reader(response):
+    """The sign of each opinion, from word lists typed for this test: one judging word a clause, turned by each negation."""
+    signs = []
+    for clause in re.split(r"\.|, (?:and|but)|(?<=[a-z]), (?=the|I)", re.sub(r"Also, |However, |Overall, ", "", response)):
+        words = clause.split()
+        judging = [1 if word in PRAISE else -1 for word in words if word in PRAISE + BLAME]
+        assert len(judging) == bool(words), clause
+        if words:
+            signs.append(judging[0] * (-1) ** sum(word in ("not", "never", "rarely") for word in words))
+    return signs
+
+
+@given(seed=seeds)
+def test_every_review_is_grammatical_and_means_what_a_second_reader_reads(seed):
+    for example in make_reviews(5, seed=seed):
+        assert grammatical_share(example.response) == 1.0
+        assert re.fullmatch(r"(My|I) [^.]+\.", example.prompt)
+        assert example.text == example.prompt + example.response
+        signs = second_reader(example.response)
+        if len(set(signs)) == 1:
+            assert gold_sentiment(example.response) * signs[0] > 0
+        first, *others = re.findall(r" [^.]*\.", example.response)
+        for sentence in [first, *(re.sub(r"Also, (\w)|However, (\w)", lambda m: m[0][-1].upper(), other) for other in others)]:
+            score, read = gold_sentiment(sentence), second_reader(sentence)
+            assert score != 0 or len(read) == 2, sentence
+            assert len(read) == 2 or score * read[0] > 0, sentence
+
+
+@pytest.mark.parametrize(
+    ("pattern", "agree"),
+    [(r" [^.]*, and [^.]*\.", True), (r" [^.]*, but [^.]*\.", False), (r" Although [^.]*\.", False)],
+)
+def test_connectives_mean_what_they_say(pattern, agree):
+    found = [sentence for example in REVIEWS for sentence in re.findall(pattern, example.response)]
+    assert len(found) > 50
+    for sentence in found:
+        first, second = second_reader(sentence)
+        assert (first == second) == agree, sentence
+
+
+def test_also_goes_on_and_however_turns():
+    for word, agree in (("Also", True), ("However", False)):
+        found = [example.response.split(f" {word},") for example in REVIEWS if f" {word}," in example.response]
+        assert len(found) > 50
+        assert all((second_reader(before)[-1] == second_reader(after)[0]) == agree for before, after in found)
+
+
+def test_length_and_vocabulary():
+    lengths = [len(re.findall(r"\w+|[^\w\s]", example.response)) for example in REVIEWS]
+    assert min(lengths) >= 8
+    assert max(lengths) <= 30
+    assert all(5 <= len(example.prompt.split()) <= 9 for example in REVIEWS)
+    assert all(example.response.startswith(" ") and example.response.endswith(".") for example in REVIEWS)
+    words = {word.lower() for example in REVIEWS for word in re.findall(r"\w+", example.text)}
+    assert 150 <= len(words) <= 250
+
+
+def test_sentiment_is_balanced_and_opinions_share_an_attitude():
+    scores = [gold_sentiment(example.response) for example in REVIEWS]
+    assert positive_share([example.response for example in REVIEWS]) == pytest.approx(0.49, abs=0.03)
+    assert sum(score < 0 for score in scores) / len(scores) == pytest.approx(0.49, abs=0.03)
+    assert sum(abs(score) < 0.3 for score in scores) / len(scores) > 0.15  # mixed ones
+    pairs = [pair for example in REVIEWS for pair in combinations(second_reader(example.response), 2)]
+    agreeing = sum(a == b for a, b in pairs) / len(pairs)
+    assert agreeing == pytest.approx(0.5 * (0.05**2 + 0.95**2 + 0.2**2 + 0.8**2), abs=0.03)
+
+
+def test_products_have_their_own_aspects():
+    of_tents = " ".join(example.response for example in REVIEWS if "this tent" in example.prompt)
+    assert "zip" in of_tents
+    assert not re.search(r"flavour|lid|screen|story|delicious", of_tents)
+    for item in ("tent", "novel", "honey"):
+        named = [set(re.findall(r"this (\w+)", example.text)) for example in REVIEWS if f"this {item} " in example.prompt]
+        assert all(names == {item} for names in named)
+
+
+# --- prompts and reproducibility
+
+
+def test_training_and_held_out_prompts_are_disjoint_and_the_same_for_every_seed():
+    training, held_out = ({frozenset(review_prompts(3000, seed=seed, held_out=side)) for seed in range(3)} for side in (False, True))
+    assert len(training) == len(held_out) == 1
+    (training,), (held_out,) = training, held_out
+    assert not training & held_out
+    assert len(training | held_out) >= 800
+    assert len(held_out) / len(training | held_out) == pytest.approx(0.2, abs=0.02)
+    assert {prompt.split("this ")[1].split()[0].rstrip(".") for prompt in held_out} == {
+        prompt.split("this ")[1].split()[0].rstrip(".") for prompt in training
+    }
+
+
+def test_no_prompt_repeats_before_all_were_used():
+    everything = review_prompts(4000, seed=5, held_out=True)
+    distinct = len(set(everything))
+    assert len(set(everything[:distinct])) == distinct
+    assert everything[:distinct] != everything[distinct : 2 * distinct]
+    assert review_prompts(100, seed=5, held_out=True) == everything[:100]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_same_arguments_same_reviews(held_out):
+    reviews = make_reviews(50, seed=3, held_out=held_out)
+    assert reviews == make_reviews(50, seed=3, held_out=held_out)
+    assert reviews != make_reviews(50, seed=4, held_out=held_out)
+    assert [example.prompt for example in reviews] == review_prompts(50, seed=3, held_out=held_out)
+    assert make_sums(50, seed=3, held_out=held_out) == make_sums(50, seed=3, held_out=held_out)
+    assert make_sums(50, seed=3, held_out=held_out) != make_sums(50, seed=4, held_out=held_out)
+
+
+def test_the_first_review_is_the_same_on_every_machine():
+    assert make_reviews(1, seed=0) == [
+        Example(
+            "My mother gave me this honey last year.",
+            " I would not call the smell fresh. Overall, I am slightly disappointed with it.",
+        )
+    ]
+    assert sum_prompts(4, seed=0) == ["76+34=", "66+58=", "99+72=", "32+62="]
+
+
+# --- scores of batches
+
+
+def test_gold_score_has_the_form_of_a_reward_function():
+    responses = [" I love the lid.", " I hate the lid.", ""]
+    scores = gold_score(["I bought this kettle yesterday."] * 3, responses)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, torch.tensor([1.0, -1.0, 0.0]))
+    assert positive_share(responses) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("responses", "n", "value"),
+    [
+        (["a b a b"], 2, 2 / 3),  # ab ba ab
+        (["a b", "a b"], 2, 1 / 2),
+        (["a b", "b a"], 2, 1.0),  # none spans two texts
+        (["The lid. the LID"], 1, 1 / 2),
+        (["great great great great"], 2, 1 / 3),
+        (["a b c", "a b d"], 3, 1.0),
+        (["a"], 2, 0.0),
+        ([""], 1, 0.0),
+        ([], 2, 0.0),
+    ],
+)
+def test_distinct_n_by_hand(responses, n, value):
+    assert distinct_n(responses, n) == pytest.approx(value)
+
+
+def test_distinct_2_is_the_default():
+    assert distinct_n(["a b a b"]) == distinct_n(["a b a b"], 2)
+
+
+# --- sums
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_sums_are_right(digits, held_out):
+    largest = 0
+    for example in make_sums(500, digits=digits, seed=1, held_out=held_out):
+        a, b = re.fullmatch(r"(\d+)\+(\d+)=", example.prompt).groups()
+        assert a == str(int(a))
+        assert b == str(int(b))
+        assert max(int(a), int(b)) < 10**digits
+        assert example.response == str(int(a) + int(b))
+        largest = max(largest, int(a), int(b))
+    assert largest > 0.9 * (10**digits - 1)
+    prompts = [example.prompt for example in make_sums(500, digits=digits, seed=1, held_out=held_out)]
+    assert prompts == sum_prompts(500, digits=digits, seed=1, held_out=held_out)
+
+
+def test_two_digits_are_the_default():
+    assert make_sums(20, seed=0) == make_sums(20, digits=2, seed=0)
+
+
+def unordered_pairs(prompts):
+    return {tuple(sorted(int(x) for x in prompt[:-1].split("+"))) for prompt in prompts}
+
+
+def test_held_out_sums_are_never_trained_on_even_turned_round():
+    training, held_out = (
+        unordered_pairs(prompt for seed in range(4) for prompt in sum_prompts(10_000, seed=seed, held_out=side)) for side in (False, True)
+    )
+    assert not training & held_out
+    assert len(training | held_out) > 0.98 * 100 * 101 / 2
+    assert len(held_out) / len(training | held_out) == pytest.approx(0.2, abs=0.02)
+    small_training, small_held_out = (unordered_pairs(sum_prompts(2000, digits=1, seed=9, held_out=side)) for side in (False, True))
+    assert small_held_out <= held_out
+    assert small_training <= training
+    assert len(small_held_out) >= 5
+
+
+def test_operands_are_uniform():
+    a = torch.tensor([float(prompt.split("+")[0]) for prompt in sum_prompts(10_000, digits=3, seed=0)])
+    counts = torch.histc(a, bins=10, min=0, max=1000)
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "reward"),
+    [
+        ("37+48=", "85", 1.0),
+        ("37+48=", " 85 ", 1.0),
+        ("37+48=", "085", 0.0),
+        ("37+48=", "8 5", 0.0),
+        ("37+48=", "", 0.0),
+        ("37+48=", "86", 0.0),
+        ("37+48=", "+85", 0.0),
+        ("37+48=", "85.", 0.0),
+        ("37+48=", "85\n", 0.0),
+        ("37+48=", "８５", 0.0),  # other digits that int() would read
+        ("999+999=", "1998", 1.0),
+        ("0+0=", "0", 1.0),
+        ("0+0=", "00", 0.0),
+    ],
+)
+def test_reward_only_for_the_exact_sum(prompt, response, reward):
+    rewards = addition_reward([prompt, "1+1="], [response, "2"])
+    assert rewards.dtype == torch.float32
+    assert rewards.tolist() == [reward, 1.0]
+
+
+@given(seed=seeds, digits=st.integers(1, 3))
+def test_every_generated_sum_earns_its_reward(seed, digits):
+    sums = make_sums(20, digits=digits, seed=seed)
+    assert addition_reward([example.prompt for example in sums], [example.response for example in sums]).eq(1).all()
+    assert addition_reward([example.prompt for example in sums], [example.response + "0" for example in sums]).eq(0).all()
+
+
+@pytest.mark.parametrize("prompt", ["", "37+48", "37 + 48=", "037+48=", "-1+2=", "1+2+3=", "1+1000=", "a+b=", " 1+2=", "٣+٤="])
+def test_a_malformed_sum_is_named(prompt):
+    with pytest.raises(ValueError, match=r"^prompts must read like"):
+        addition_reward(["1+1=", prompt], ["2", "2"])
+
+
+# --- bad arguments
+
+
+@pytest.mark.parametrize("function", [make_reviews, review_prompts, make_sums, sum_prompts])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 0), ("n", -1), ("n", 2.0), ("n", True), ("seed", -1), ("seed", 1.0), ("seed", None), ("seed", True), ("held_out", 1)],
+)
+def test_bad_arguments_of_the_generators_are_named(function, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        function(**({"n": 5, "seed": 0} | {name: value}))
+
+
+@pytest.mark.parametrize("digits", [0, 4, 2.0, True, "2"])
+def test_bad_digits_are_named(digits):
+    with pytest.raises(ValueError, match=r"^digits must be"):
+        make_sums(5, digits=digits, seed=0)
+
+
+@pytest.mark.parametrize("function", [gold_score, addition_reward])
+@pytest.mark.parametrize(
+    ("prompts", "responses", "name"),
+    [
+        ("1+1=", ["2"], "prompts"),
+        (["1+1="], "2", "responses"),
+        (["1+1="], [2], "responses"),
+        ([None], ["2"], "prompts"),
+        (["1+1="], ["2", "2"], "responses"),
+    ],
+)
+def test_bad_batches_are_named(function, prompts, responses, name):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        function(prompts, responses)
+
+
+@pytest.mark.parametrize("function", [gold_sentiment, grammatical_share])
+@pytest.mark.parametrize("response", [None, [" I love the lid."], 3])
+def test_a_response_must_be_a_str(function, response):
+    with pytest.raises(ValueError, match=r"^response must be a str"):
+        function(response)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: positive_share([]), "responses"),
+        (lambda: positive_share(" I love the lid."), "responses"),
+        (lambda: distinct_n("a b"), "responses"),
+        (lambda: distinct_n(["a b"], 0), "n"),
+    ],
+)
+def test_bad_sets_are_named(call, name):
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        call()
