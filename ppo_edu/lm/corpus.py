@@ -4,7 +4,7 @@ A review is a prompt (its opening sentence) and a response (opinions on aspects 
 The reviewer has an attitude that every opinion shares, so a model can learn mood; the product decides which aspects and
 which adjectives fit, so it can learn sense; connectives agree with what they join, so it can learn argument.
 
-The generator and the scorer read the same tables: whatever the one writes, the other understands, and nothing else.
+The generator and the scorer read the same tables: whatever the one writes, the other understands.
 """
 
 import random
@@ -43,41 +43,36 @@ PRODUCTS = {
     "travel": ("tent", "backpack", "jacket", "suitcase"),
     "electronics": ("laptop", "phone", "camera", "tablet"),
     "books": ("novel", "thriller", "biography", "memoir"),
-    "food": ("coffee", "tea", "chocolate", "honey"),
 }
 # aspect: (praise, faults, {what it can do: +1 if that is welcome, -1 if not})
 ASPECTS = {
     "kitchen": {
-        "lid": (("sturdy", "secure"), ("loose", "flimsy"), {"leaks": -1, "fits": 1}),
-        "handle": (("comfortable", "smooth"), ("slippery", "rough"), {"gets hot": -1}),
-        "base": (("stable", "solid"), ("wobbly", "thin"), {"slips": -1}),
-        "finish": (("shiny", "elegant"), ("dull", "ugly"), {"fades": -1}),
+        "lid": (("sturdy",), ("loose",), {"leaks": -1, "fits": 1}),
+        "handle": (("comfortable",), ("slippery",), {"gets hot": -1}),
+        "base": (("stable",), ("wobbly",), {"slips": -1}),
+        "finish": (("shiny",), ("dull",), {"fades": -1}),
     },
     "travel": {
-        "zip": (("strong", "smooth"), ("stiff", "fragile"), {"sticks": -1, "works": 1}),
-        "fabric": (("soft", "durable"), ("scratchy", "thin"), {"tears": -1}),
-        "stitching": (("neat", "tight"), ("loose", "weak"), {"holds": 1}),
-        "pocket": (("roomy", "handy"), ("tiny", "shallow"), {"tears": -1}),
+        "zip": (("strong",), ("stiff",), {"sticks": -1, "works": 1}),
+        "fabric": (("soft",), ("scratchy",), {"tears": -1}),
+        "stitching": (("neat",), ("loose",), {"holds": 1}),
+        "pocket": (("roomy",), ("tiny",), {"tears": -1}),
     },
     "electronics": {
-        "screen": (("sharp", "bright"), ("dim", "blurry"), {"flickers": -1}),
-        "battery": (("reliable", "strong"), ("weak", "heavy"), {"overheats": -1, "lasts": 1}),
-        "menu": (("clear", "simple"), ("confusing", "slow"), {"freezes": -1}),
-        "button": (("handy", "solid"), ("stiff", "awkward"), {"sticks": -1, "works": 1}),
+        "screen": (("sharp",), ("dim",), {"flickers": -1}),
+        "battery": (("reliable",), ("weak",), {"overheats": -1, "lasts": 1}),
+        "menu": (("clear",), ("confusing",), {"freezes": -1}),
+        "button": (("handy",), ("stiff",), {"sticks": -1, "works": 1}),
     },
     "books": {
-        "story": (("gripping", "moving"), ("boring", "predictable"), {"drags": -1, "surprises me": 1}),
-        "ending": (("clever", "satisfying"), ("rushed", "silly"), {}),
-        "writing": (("witty", "elegant"), ("clumsy", "dull"), {"flows": 1}),
-        "cover": (("beautiful", "cheerful"), ("ugly", "gloomy"), {}),
-    },
-    "food": {
-        "flavour": (("delicious", "rich"), ("bland", "bitter"), {"fades": -1, "lasts": 1}),
-        "smell": (("pleasant", "fresh"), ("stale", "strange"), {"tempts me": 1}),
-        "aftertaste": (("mild", "sweet"), ("sour", "harsh"), {"bothers me": -1}),
-        "packaging": (("neat", "practical"), ("messy", "wasteful"), {"leaks": -1}),
+        "story": (("gripping",), ("boring",), {"drags": -1, "surprises me": 1}),
+        "ending": (("clever",), ("rushed",), {}),
+        "writing": (("witty",), ("clumsy",), {"flows": 1}),
+        "cover": (("beautiful",), ("ugly",), {}),
     },
 }
+# What fits any aspect.
+PRAISE, FAULTS = ("good", "nice", "lovely"), ("bad", "poor", "ugly")
 RELATIVES = ("mother", "father", "sister", "brother", "neighbour", "uncle")
 TIMES = ("yesterday", "last week", "last month", "last year")
 PLACES = ("at the market", "at the airport", "in a small shop", "in an online store")
@@ -87,8 +82,8 @@ WHOLE = "the whole product"
 # How strongly: the word before praise, and its opposite before a fault. A negation turns an adjective round and weakens it.
 DEGREES = {"": 0.6, "fairly ": 0.4, "really ": 0.8, "very ": 0.8, "extremely ": 1.0}
 FAULT_DEGREES = DEGREES | {"slightly ": 0.2}
-NEGATIONS = {"not ": -0.5, "not very ": -0.3}
-FREQUENCIES = {"always": 0.8, "often": 0.5, "rarely": -0.5, "never": -0.8}
+NEGATIONS = {"not ": -0.5}
+FREQUENCIES = {"always": 0.8, "often": 0.5, "never": -0.8}
 FEELINGS = {"love": 1.0, "like": 0.6, "do not like": -0.6, "dislike": -0.7, "hate": -1.0}
 
 # How a sentence holds opinions: a and b must agree (+1) or differ (-1) in sign; with a alone, a and the opinion before it.
@@ -102,7 +97,7 @@ SENTENCES = {
 }
 # Opinions in each sentence of a review, and whether a verdict follows.
 PLANS = (((2,), False), ((1, 1), False), ((2, 1), False), ((1,), True), ((2,), True), ((1, 1), True))
-ATTITUDES = (0.05, 0.2, 0.8, 0.95)  # chance that an opinion of this reviewer is praise
+ATTITUDES = (0.03, 0.15, 0.85, 0.97)  # chance that an opinion of this reviewer is praise
 
 HELD_OUT_ONE_IN = 5
 
@@ -119,27 +114,30 @@ class Opinion:
     strength: float  # in [-1, 1], never 0
 
 
-def _graded(before: str, praise: Sequence[str], faults: Sequence[str], after: str, about: str, negated: bool = True) -> list[Opinion]:
+def _graded(
+    before: str, praise: Sequence[str], faults: Sequence[str], after: str, about: str, negated: bool = True, every_degree: bool = False
+) -> list[Opinion]:
     """An adjective under every degree and, if `negated`, every negation: "the lid is " + "very " + "sturdy" + ""."""
     opinions = []
-    for adjectives, sign, degrees in ((praise, 1, DEGREES), (faults, -1, FAULT_DEGREES)):
+    for adjectives, sign, degrees in ((praise, 1, FAULT_DEGREES if every_degree else DEGREES), (faults, -1, FAULT_DEGREES)):
         for adjective, (degree, strength) in product(adjectives, (degrees | (NEGATIONS if negated else {})).items()):
             opinions.append(Opinion(before + degree + adjective + after, about, sign * strength))
     return opinions
 
 
-def _aspect_forms(aspect: str, praise: Sequence[str], faults: Sequence[str], doings: dict[str, int]) -> list[list[Opinion]]:
-    """Every clause that judges an aspect, form by form."""
+def _aspect_forms(
+    aspect: str, praise: Sequence[str], faults: Sequence[str], doings: dict[str, int], every_degree: bool = False
+) -> list[list[Opinion]]:
+    """Every clause that judges an aspect, form by form; with `every_degree`, those too that only a scorer needs ("slightly sturdy")."""
     the = f"the {aspect}"
+    praise, faults = (*praise, *PRAISE), (*faults, *FAULTS)
     signed = [(adjective, 1) for adjective in praise] + [(adjective, -1) for adjective in faults]
-    turned = [Opinion(f"I would not call {the} {adjective}", aspect, -0.5 * sign) for adjective, sign in signed]
     doubted = [Opinion(f"I do not find {the} {adjective}", aspect, -0.5 * sign) for adjective, sign in signed]
     return [
-        _graded(f"{the} is ", praise, faults, "", aspect),
-        _graded(f"I find {the} ", praise, faults, "", aspect, negated=False) + doubted,
+        _graded(f"{the} is ", praise, faults, "", aspect, True, every_degree),
+        _graded(f"I find {the} ", praise, faults, "", aspect, every_degree, every_degree) + doubted,
         [Opinion(f"I {feeling} {the}", aspect, strength) for feeling, strength in FEELINGS.items()],
         [Opinion(f"{the} {often} {does}", aspect, sign * x) for often, x in FREQUENCIES.items() for does, sign in doings.items()],
-        turned,
     ]
 
 
@@ -175,13 +173,25 @@ _VERDICT_FORMS = {item: _by_sign(_verdict_forms(item)) for items in PRODUCTS.val
 _CATEGORY = {item: category for category, items in PRODUCTS.items() for item in items}
 
 
-def _index(forms_by_name: dict[str, dict[int, list[list[Opinion]]]]) -> dict[str, Opinion]:
-    return {
-        opinion.words: opinion for by_sign in forms_by_name.values() for forms in by_sign.values() for form in forms for opinion in form
-    }
+def _clause_strengths() -> dict[str, float]:
+    """Strength of each clause, with any aspect in place of "_": what the grammar can mean, also where it would be odd to say."""
+    judgements: dict[str, float] = {}
+    for aspects in ASPECTS.values():
+        for praise, faults, doings in aspects.values():
+            for form in _aspect_forms("_", praise, faults, doings, every_degree=True):
+                judgements |= {opinion.words: opinion.strength for opinion in form}
+    return judgements
 
 
-_CLAUSES, _VERDICTS = _index(_ASPECT_FORMS), _index(_VERDICT_FORMS)
+_CLAUSES = _clause_strengths()
+_VERDICTS = {
+    opinion.words: opinion.strength
+    for by_sign in _VERDICT_FORMS.values()
+    for forms in by_sign.values()
+    for form in forms
+    for opinion in form
+}
+_ASPECT = re.compile(r"\bthe (" + "|".join(aspect for aspects in ASPECTS.values() for aspect in aspects) + r")\b")
 _PATTERNS = {
     sentence: re.compile(re.escape(sentence).replace(r"\{a\}", "([^,.]+)").replace(r"\{b\}", "([^,.]+)")) for sentence in SENTENCES
 }
@@ -208,6 +218,7 @@ def _is_held_out(key: str) -> bool:
 
 
 _PROMPTS = {side: [(prompt, item) for prompt, item in _all_prompts() if _is_held_out(prompt) == side] for side in (False, True)}
+_ITEM = {prompt: item for side in _PROMPTS.values() for prompt, item in side}
 
 
 def make_reviews(n: int, *, seed: int, held_out: bool = False) -> list[Example]:
@@ -232,6 +243,19 @@ def review_prompts(n: int, *, seed: int, held_out: bool = False) -> list[str]:
     Raises: ValueError naming n, seed or held_out.
     """
     return [prompt for prompt, _ in _draw_prompts(n, seed, held_out)]
+
+
+def review_responses(prompts: Sequence[str], *, seed: int) -> list[str]:
+    """One review of the grammar for each prompt: another seed writes other reviews of the same products.
+
+    Raises: ValueError naming prompts (each as `review_prompts` writes it) or seed.
+    """
+    _check_texts(prompts=prompts)
+    rng = _rng("responses", n=len(prompts), seed=seed, held_out=False)
+    unknown = [prompt for prompt in prompts if prompt not in _ITEM]
+    if unknown:
+        raise ValueError(f"prompts must be openings that review_prompts writes, got {unknown[0]!r}")
+    return [_write(_ITEM[prompt], rng) for prompt in prompts]
 
 
 def _draw_prompts(n: int, seed: int, held_out: bool) -> list[tuple[str, str]]:
@@ -285,52 +309,51 @@ def _rng(purpose: str, *, n: int, seed: int, held_out: bool) -> random.Random:
 # Scoring reviews -----------------------------------------------------------------------------------------------------
 
 
-def _read(response: str) -> list[list[Opinion]]:
-    """The opinions of each sentence; none for a sentence that the grammar could not have written there.
-
-    It never judges an aspect twice, writes nothing after a verdict, and each connective agrees with the opinions that it joins.
-    """
-    read: list[list[Opinion]] = []
-    known: list[Opinion] = []
+def _read(response: str) -> list[list[float]]:
+    """The strengths of the opinions in each sentence; none for a sentence that is none, or that repeats an opinion word for word."""
+    read: list[list[float]] = []
+    said: set[str] = set()
     for sentence in re.findall(r"[^.]*\.|[^.]+$", response.strip()):
-        opinions = _read_sentence(sentence if read else " " + sentence, known)
-        known = known + opinions
-        read.append(opinions)
+        clauses = _clauses(sentence if read else " " + sentence, first=not read)
+        repeats = len(set(clauses)) < len(clauses) or said & set(clauses)
+        read.append([] if repeats else [_strength(clause) for clause in clauses])
+        said |= set(clauses)
     return read
 
 
-def _read_sentence(sentence: str, known: list[Opinion]) -> list[Opinion]:
+def _clauses(sentence: str, *, first: bool) -> list[str]:
+    """The opinions that a sentence holds, as words; none if it is not one of the grammar's."""
     words = sentence[1:2].lower() + sentence[2:]
     words = "I" + words[1:] if words.startswith("i ") else words
-    judged = {opinion.about for opinion in known}
-    if sentence != " " + _capitalised(words) or WHOLE in judged:
+    if sentence != " " + _capitalised(words):
         return []
     if words.endswith(".") and words[:-1] in _VERDICTS:
-        return [_VERDICTS[words[:-1]]]
+        return [words[:-1]]
     for template, relation in SENTENCES.items():
         match = _PATTERNS[template].fullmatch(words)
-        if not match or not all(clause in _CLAUSES for clause in match.groups()):
+        if not match or not all(_ASPECT.sub("the _", clause, count=1) in _CLAUSES for clause in match.groups()):
             continue
-        opinions = [_CLAUSES[clause] for clause in match.groups()]
-        related = (known[-1:] + opinions)[-2:]  # two of this sentence, or its one and the one before
-        agreement = related[0].strength * related[1].strength if len(related) == 2 else 0
-        about = {opinion.about for opinion in opinions}
-        if len(about) == len(opinions) and not about & judged and (relation == 0 or agreement * relation > 0):
-            return opinions
+        if len(match.groups()) == 2 or relation == 0 or not first:  # "also" and "however" need something before them
+            return list(match.groups())
     return []
+
+
+def _strength(clause: str) -> float:
+    return _VERDICTS[clause] if clause in _VERDICTS else _CLAUSES[_ASPECT.sub("the _", clause, count=1)]
 
 
 def gold_sentiment(response: str) -> float:
     """How much a response praises, by the grammar that writes the reviews: the mean strength of its opinions, in [-1, 1].
 
-    "Very", "fairly" or "never" set an opinion's strength; "not" turns it round and weakens it. A sentence that the grammar
-    could not have written (a repeated opinion, a praise word alone, a "but" between two that agree, a last sentence cut off)
-    counts as one opinion of strength 0, so that babble earns nothing and dilutes what stands beside it. No text scores 0.
+    "Very", "fairly" or "never" set an opinion's strength; "not" turns it round and weakens it. A sentence that is none of the
+    grammar's (a praise word alone, words in no order, a last sentence cut off), or that repeats an opinion word for word,
+    counts as one opinion of strength 0, so that babble earns nothing and dilutes what stands beside it. What is odd but
+    plain is understood: a sharp kettle, or a "but" between two opinions that agree. No text scores 0.
 
     Raises: ValueError naming response.
     """
     _check_text(response=response)
-    strengths = [x for opinions in _read(response) for x in ([opinion.strength for opinion in opinions] or [0.0])]
+    strengths = [x for opinions in _read(response) for x in (opinions or [0.0])]
     return sum(strengths) / len(strengths) if strengths else 0.0
 
 
@@ -353,7 +376,7 @@ def positive_share(responses: Sequence[str]) -> float:
 
 
 def grammatical_share(response: str) -> float:
-    """The share of a response's sentences that the grammar could have written there; 0 for no text. Raises ValueError naming response."""
+    """The share of a response's sentences that are sentences of the grammar, none said twice; 0 for no text."""
     _check_text(response=response)
     read = _read(response)
     return sum(map(bool, read)) / len(read) if read else 0.0

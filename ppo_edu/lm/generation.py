@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopKLogitsWarper, TopPLogitsWarper
 
-from ppo_edu.core.validation import check_count, check_positive, describe, is_number
+from ppo_edu.core.validation import check_count, check_logits, check_positive, describe, is_number
 from ppo_edu.lm.models import PolicyWithValue, check_vocabulary, language_model
 from ppo_edu.lm.sequences import Responses, encode_prompts, position_ids
 
@@ -31,7 +31,7 @@ def generate(
     The same generator state gives the same responses.
 
     Raises: ValueError for an empty prompt, one too long for the model's context, a tokenizer that does not fit the model,
-    or settings out of range.
+    settings out of range, or a model whose logits are NaN.
     """
     check_count(max_new_tokens=max_new_tokens)
     check_positive(temperature=temperature)
@@ -62,6 +62,7 @@ def generate(
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float() / temperature
+            check_logits(logits=logits)
             for warper in warpers:
                 logits = warper(None, logits)
             log_probs = torch.log_softmax(logits, dim=-1)

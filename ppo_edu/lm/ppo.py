@@ -26,6 +26,7 @@ from ppo_edu.core import (
     clipped_surrogate_loss,
     entropy_bonus,
     explained_variance,
+    masked_mean,
     masked_var,
     value_checks,
     value_loss,
@@ -99,7 +100,7 @@ class LMPPOConfig:
     lam: float = 0.95
     """GAE's lambda."""
     whiten_rewards: bool = False
-    """Divide each batch's token rewards by their standard deviation. Score and KL keep their balance, the critic's target its scale."""
+    """Divide each batch's token rewards by their root mean square. Score and KL keep their balance, the critic's target its scale."""
     whiten_advantages: bool = True
     """Whiten the advantages of each batch over its real tokens."""
     missing_eos_penalty: float = 0.0
@@ -110,10 +111,9 @@ class LMPPOConfig:
     def __post_init__(self) -> None:
         counts = ("updates", "batch_size", "max_new_tokens", "epochs", "minibatches", "accumulation")
         check_count(**{name: getattr(self, name) for name in counts})
-        if self.batch_size < max(2, self.minibatches * self.accumulation):
-            raise ValueError(
-                f"batch_size must be at least 2 and minibatches * accumulation ({self.minibatches * self.accumulation}), got {self.batch_size}"
-            )
+        parts = self.minibatches * self.accumulation
+        if self.batch_size < max(2, parts):
+            raise ValueError(f"batch_size must be at least 2 and minibatches * accumulation ({parts}), got {self.batch_size}")
         check_bool(
             anneal_learning_rate=self.anneal_learning_rate, whiten_rewards=self.whiten_rewards, whiten_advantages=self.whiten_advantages
         )
@@ -128,6 +128,8 @@ class LMPPOConfig:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon must be at least batch_size ({self.batch_size}), got {self.kl_horizon}")
+        if self.kl_target is not None and self.kl_coef == 0.0:
+            raise ValueError("kl_coef must be above 0 with a kl_target: steering multiplies it, got 0")
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,10 @@ def check_arguments(
     prompt_tokens, _ = encode_prompts(tokenizer, prompts)
     check_context(policy.lm, prompt_tokens.shape[1], config.max_new_tokens)
     if reference is not None:
-        if reference is policy.lm:
-            raise ValueError("reference must be another model than the policy's own, which moves; leave it out for a frozen copy")
+        if not isinstance(reference, PreTrainedModel | PolicyWithValue):
+            raise ValueError(f"reference must be a causal LM of transformers, got {type(reference).__name__}")
+        if {id(p) for p in reference.parameters()} & {id(p) for p in policy.parameters()}:
+            raise ValueError("reference must share no parameters with the policy, which moves; leave it out for a frozen copy")
         check_vocabulary(reference, tokenizer)
     return list(prompts)
 
@@ -280,7 +284,7 @@ def start(
     if copied:
         reference = copy.deepcopy(policy.lm)
     policy.eval()
-    reference.eval().requires_grad_(False)
+    reference.eval()
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
     generator = torch.Generator(policy.device).manual_seed(seed)
     if config.kl_target is None:
@@ -339,7 +343,7 @@ def collect(state: TrainState, prompts: list[str], reward_fn: RewardFn, config: 
     kl_coef = state.kl_coefficient.value
     rewards = token_rewards(penalised, log_probs, ref_log_probs, mask, kl_coef=kl_coef if config.kl_in == "reward" else 0.0)
     if config.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)
+        rewards = rewards / (masked_mean(rewards.square(), mask).sqrt() + 1e-8)  # no shift: it would pay, or fine, each token
     advantages = response_advantages(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     returns = advantages + values
     kl = sequence_kl(log_probs, ref_log_probs, mask)

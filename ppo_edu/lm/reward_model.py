@@ -113,7 +113,7 @@ def train_reward_model(
 
     Source: Ouyang et al. 2022 (arXiv:2203.02155), section 3.5, equation 1 (there for several responses at once).
     """
-    config = SupervisedConfig(epochs=2, learning_rate=1e-3) if config is None else config
+    config = SupervisedConfig(learning_rate=1e-3) if config is None else config
     check_vocabulary(model.trunk, tokenizer)
     prompts, firsts, seconds = ([getattr(x, name) for x in comparisons] for name in ("prompt", "first", "second"))
     sequences = encode(tokenizer, prompts * 2, firsts + seconds, model.device)  # the firsts, then the seconds
