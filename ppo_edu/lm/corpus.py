@@ -44,31 +44,31 @@ PRODUCTS = {
     "electronics": ("laptop", "phone", "camera", "tablet"),
     "books": ("novel", "thriller", "biography", "memoir"),
 }
-# aspect: (praise, faults, {what it can do: +1 if that is welcome, -1 if not})
+# aspect: (praise, faults, {what it does: +1 if that is welcome, -1 if not})
 ASPECTS = {
     "kitchen": {
-        "lid": (("sturdy",), ("loose",), {"leaks": -1, "fits": 1}),
-        "handle": (("comfortable",), ("slippery",), {"gets hot": -1}),
-        "base": (("stable",), ("wobbly",), {"slips": -1}),
-        "finish": (("shiny",), ("dull",), {"fades": -1}),
+        "lid": (("sturdy",), ("loose",), {"fits": 1, "leaks": -1}),
+        "handle": (("comfortable",), ("slippery",), {}),
+        "base": (("sturdy",), ("wobbly",), {"leaks": -1}),
+        "finish": (("shiny",), ("dull",), {}),
     },
     "travel": {
-        "zip": (("strong",), ("stiff",), {"sticks": -1, "works": 1}),
-        "fabric": (("soft",), ("scratchy",), {"tears": -1}),
-        "stitching": (("neat",), ("loose",), {"holds": 1}),
-        "pocket": (("roomy",), ("tiny",), {"tears": -1}),
+        "zip": (("sturdy",), ("stiff",), {"works": 1, "sticks": -1}),
+        "fabric": (("soft",), ("thin",), {}),
+        "stitching": (("neat",), ("loose",), {}),
+        "pocket": (("roomy",), ("tiny",), {}),
     },
     "electronics": {
-        "screen": (("sharp",), ("dim",), {"flickers": -1}),
-        "battery": (("reliable",), ("weak",), {"overheats": -1, "lasts": 1}),
-        "menu": (("clear",), ("confusing",), {"freezes": -1}),
-        "button": (("handy",), ("stiff",), {"sticks": -1, "works": 1}),
+        "screen": (("sharp",), ("dim",), {"works": 1, "fails": -1}),
+        "battery": (("reliable",), ("weak",), {"lasts": 1, "fails": -1}),
+        "menu": (("clear",), ("confusing",), {}),
+        "button": (("handy",), ("stiff",), {"works": 1, "sticks": -1}),
     },
     "books": {
-        "story": (("gripping",), ("boring",), {"drags": -1, "surprises me": 1}),
-        "ending": (("clever",), ("rushed",), {}),
-        "writing": (("witty",), ("clumsy",), {"flows": 1}),
-        "cover": (("beautiful",), ("ugly",), {}),
+        "story": (("gripping",), ("boring",), {"moves me": 1, "drags": -1}),
+        "ending": (("clever",), ("rushed",), {"moves me": 1}),
+        "writing": (("clever",), ("clumsy",), {"drags": -1}),
+        "cover": (("beautiful",), ("dull",), {}),
     },
 }
 # What fits any aspect.
@@ -83,7 +83,7 @@ WHOLE = "the whole product"
 DEGREES = {"": 0.6, "fairly ": 0.4, "really ": 0.8, "very ": 0.8, "extremely ": 1.0}
 FAULT_DEGREES = DEGREES | {"slightly ": 0.2}
 NEGATIONS = {"not ": -0.5}
-FREQUENCIES = {"always": 0.8, "often": 0.5, "never": -0.8}
+FREQUENCIES = {"always": 0.8, "often": 0.5}
 FEELINGS = {"love": 1.0, "like": 0.6, "do not like": -0.6, "dislike": -0.7, "hate": -1.0}
 
 # How a sentence holds opinions: a and b must agree (+1) or differ (-1) in sign; with a alone, a and the opinion before it.

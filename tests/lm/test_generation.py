@@ -337,6 +337,14 @@ def test_a_tokenizer_without_pad_or_end_token_is_refused(gpt2, name):
         sample(gpt2, make_tokenizer(**{name: None}))
 
 
+def test_a_model_that_gives_nan_is_noticed(gpt2, tokenizer):
+    with torch.no_grad():
+        gpt2.transformer.ln_f.bias[3] = float("nan")
+    with pytest.raises(ValueError, match=r"logits must be finite .*, see row \[0\]"):
+        sample(gpt2.train(), tokenizer)
+    assert gpt2.training
+
+
 @pytest.mark.parametrize("words", [("a", "b"), (*"abcdefg", "h")])
 @pytest.mark.parametrize("wrapper", ["plain", "shared trunk"])
 def test_a_tokenizer_with_another_vocabulary_is_refused(gpt2, words, wrapper):

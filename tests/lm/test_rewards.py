@@ -168,6 +168,27 @@ def test_responses_do_not_touch_each_other():
     assert not torch.equal(a[1], b[1])
 
 
+def test_what_gae_is_told_of_a_response(monkeypatch):
+    """The last real token terminates, cut or not; nothing is truncated; padding is reward 0 and value 0. (design, section 3)
+
+    Any of these alone could be dropped and no number would change, since the others make up for it.
+    """
+    told = {}
+
+    def spy(rewards, values, next_values, terminated, truncated, **constants):
+        told.update(rewards=rewards, values=values, terminated=terminated, truncated=truncated)
+        return gae(rewards, values, next_values, terminated, truncated, **constants)
+
+    monkeypatch.setattr("ppo_edu.lm.rewards.gae", spy)
+    batch = random_batch(0)
+    advantages_of(batch)
+    assert not told["truncated"].any()
+    for i, length in enumerate(LENGTHS):
+        assert told["terminated"][:, i].tolist() == [t >= length - 1 for t in range(5)]
+        assert (told["rewards"][length:, i] == 0).all()
+        assert (told["values"][length:, i] == 0).all()
+
+
 def test_advantages_are_detached():
     batch = random_batch(0)
     for name in ("values", "rewards"):
@@ -365,6 +386,15 @@ def test_a_bad_mask_is_named(function, mask, message):
     batch = {name: x.nan_to_num() for name, x in random_batch(0).items()}
     with pytest.raises(ValueError, match=message):
         FUNCTIONS[function][0]({**batch, "mask": mask})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("pick_rows", [lambda x: x[0], lambda x: x[None]], ids=["one response alone", "3d"])
+def test_arrays_that_are_not_batches_of_responses_are_named(function, pick_rows):
+    batch = {name: pick_rows(x) if x.ndim == 2 else x for name, x in random_batch(0).items()}
+    call, names = FUNCTIONS[function]
+    with pytest.raises(ValueError, match=rf"^{names[0]} must have shape \[B, T\], one row per response"):
+        call(batch)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ppo_edu.teach.checks.chapter04 import check_lambda_weights, check_sb3_rewar
 from ppo_edu.teach.checks.chapter05 import check_effective_sample_size, check_kl_penalty_update, check_natural_step
 from ppo_edu.teach.checks.chapter06 import check_dual_clip, check_g_form, check_value_clip
 from ppo_edu.teach.checks.chapter07 import check_annealed, check_explained_variance, check_valid_rows
+from ppo_edu.teach.checks.chapter11 import check_position_ids, check_response_log_probs, check_response_mask
 from ppo_edu.teach.checks.core import (
     check_clipped_surrogate,
     check_discounted_return,
@@ -46,6 +47,9 @@ __all__ = [
     "check_optimal_baseline",
     "check_policy_gradient",
     "check_pooled_loss",
+    "check_position_ids",
+    "check_response_log_probs",
+    "check_response_mask",
     "check_reward_to_go",
     "check_sb3_rewards",
     "check_score",
