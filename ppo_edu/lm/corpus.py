@@ -131,11 +131,9 @@ def _aspect_forms(
     """Every clause that judges an aspect, form by form; with `every_degree`, those too that only a scorer needs ("slightly sturdy")."""
     the = f"the {aspect}"
     praise, faults = (*praise, *PRAISE), (*faults, *FAULTS)
-    signed = [(adjective, 1) for adjective in praise] + [(adjective, -1) for adjective in faults]
-    doubted = [Opinion(f"I do not find {the} {adjective}", aspect, -0.5 * sign) for adjective, sign in signed]
     return [
         _graded(f"{the} is ", praise, faults, "", aspect, True, every_degree),
-        _graded(f"I find {the} ", praise, faults, "", aspect, every_degree, every_degree) + doubted,
+        _graded(f"I find {the} ", praise, faults, "", aspect, every_degree, every_degree),
         [Opinion(f"I {feeling} {the}", aspect, strength) for feeling, strength in FEELINGS.items()],
         [Opinion(f"{the} {often} {does}", aspect, sign * x) for often, x in FREQUENCIES.items() for does, sign in doings.items()],
     ]

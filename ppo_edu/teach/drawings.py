@@ -1,4 +1,6 @@
-"""Pictures of the small decision problems of `ppo_edu.teach.exact`: the chain, the tree of responses, the maze."""
+"""Pictures of the small decision problems of `ppo_edu.teach.exact`: the chain, the tree of responses, a batch of them, the maze."""
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -45,8 +47,11 @@ def draw_chain(mdp: MDP) -> Figure:
     return figure
 
 
-def draw_response_tree(mdp: MDP) -> Figure:
-    """`exact.language`: every text of the language with the reward for ending there, from left (nothing written) to right."""
+def draw_response_tree(mdp: MDP, pi: Tensor | None = None) -> Figure:
+    """`exact.language`: every text of the language with the reward for ending there, from left (nothing written) to right.
+
+    With a policy `pi` [S, A], its probability of each letter stands on the branch, and that of stopping before the reward.
+    """
     inner = {name[1:-1]: s for s, name in enumerate(mdp.states)}
     deepest = max(map(len, inner)) + 1
     rewards = {text: float(mdp.reward[s, 2]) for text, s in inner.items()}
@@ -70,16 +75,81 @@ def draw_response_tree(mdp: MDP) -> Figure:
             start = (x - 1, height(text[:-1]))
             axes.plot([start[0], x], [start[1], y], zorder=1, **LINE)
             middle = ((start[0] + x) / 2, (start[1] + y) / 2)
-            axes.text(*middle, text[-1], ha="center", va="center", size=10, bbox={"fc": "white", "ec": "none", "pad": 1.5})
+            branch = text[-1] if pi is None else f"{text[-1]} {pi[inner[text[:-1]], 'ab'.index(text[-1])]:.2f}"
+            axes.text(*middle, branch, ha="center", va="center", size=10, bbox={"fc": "white", "ec": "none", "pad": 1.5})
         colour = BLUE if text in inner else "#777777"
         box = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": colour, "lw": 1.8}
         axes.text(x, y, text or "empty", ha="center", va="center", size=11, color=colour, weight="bold", bbox=box, zorder=3)
         good = abs(reward - best) < 1e-9
         dx, dy = (0.0, -0.47) if text in inner else (0.4, 0.0)
         shown = f"{reward:+.1f}" if abs(reward) > 1e-9 else "0.0"
+        if pi is not None and text in inner:
+            shown = f"stop {pi[inner[text], 2]:.2f}: {shown}"
         style = {"color": GREEN, "weight": "bold"} if good else {}
         axes.text(x + dx, y + dy, shown, ha="center", va="center", size=10.5, zorder=2, **style)
     return figure
+
+
+def draw_token_shift(prompt: Sequence[str], response: Sequence[str]) -> Figure:
+    """One text as a causal language model reads it: the logits at each position, with an arrow to the token that they predict."""
+    tokens = [*prompt, *response]
+    P, L = len(prompt), len(tokens)
+    figure, axes = _canvas(8.0, 2.4)
+    axes.set_xlim(-1.55, L + 0.15)
+    axes.set_ylim(-0.75, 2.0)
+    for j, token in enumerate(tokens):
+        _cell(axes, j, 0.0, token, BLUE if j < P else ORANGE)
+        axes.text(j, -0.58, f"{j}", ha="center", va="center", size=10, color="#444444")
+        used = P - 1 <= j < L - 1
+        box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": GREEN if used else "#aaaaaa", "lw": 2.0 if used else 1.2}
+        axes.text(j, 1.5, "logits", ha="center", va="center", size=10, color="black" if used else "#767676", bbox=box)
+        if used:
+            ends = ((j + 0.2, 1.22), (j + 0.9, 0.44))
+            axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=15, shrinkA=0, shrinkB=0, color=GREEN, linewidth=2.0))
+    for y, name in ((1.5, "model's output"), (0.0, "tokens"), (-0.58, "position")):
+        axes.text(-0.65, y, name, ha="right", va="center", size=10.5, color="#444444")
+    return figure
+
+
+def draw_batch(prompts: Sequence[Sequence[str]], responses: Sequence[Sequence[str]]) -> Figure:
+    """The layout of `lm.Responses` beside that of `core`: prompts [B, P] padded left, responses [B, T] padded right, transposed [T, N].
+
+    The last token of each response, where its score goes, has a heavy frame.
+    """
+    B, P, T = len(prompts), max(map(len, prompts)), max(map(len, responses))
+    figure, axes = _canvas(8.6, 0.42 * max(B, T) + 1.9)
+    left, right = 0.0, P + T + 2.4  # where the two pictures begin
+    axes.set_xlim(left - 0.7, right + B - 0.3)
+    axes.set_ylim(-1.45 - max(B, T), 1.35)
+    for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        padded = [*[""] * (P - len(prompt)), *prompt]
+        for j, token in enumerate(padded):
+            _cell(axes, left + j, -b, token, BLUE if token else None)
+        for t in range(T):
+            token = response[t] if t < len(response) else ""
+            for x, y in ((left + P + t, -b), (right + b, -t)):
+                _cell(axes, x, y, token, ORANGE if token else None, heavy=t == len(response) - 1)
+    arrow = FancyArrowPatch((P + T - 0.2, 0.5 - B / 2), (right - 0.8, 0.5 - B / 2), arrowstyle="-|>", mutation_scale=18, **LINE)
+    axes.add_patch(arrow)
+    axes.text((P + T + right - 1) / 2, 0.75 - B / 2, ".T", ha="center", va="bottom", size=12)
+    centres = ((P - 1) / 2, P + (T - 1) / 2, right + (B - 1) / 2)
+    heads = ("[B, P]", "[B, T]", "[T, N],  N = B")
+    feet = (
+        "prompt_tokens\nprompt_mask",
+        "tokens, mask, log_probs,\nvalues, rewards;\nlogits [B, T, V]",
+        "what gae takes: rewards,\nvalues, next_values,\nterminated, truncated",
+    )
+    for x, head, foot, rows in zip(centres, heads, feet, (B, B, T), strict=True):
+        axes.text(x, 0.95, head, ha="center", va="center", size=12, weight="bold")
+        axes.text(x, -rows + 0.3, foot, ha="center", va="top", size=10, linespacing=1.35)
+    return figure
+
+
+def _cell(axes: Axes, x: float, y: float, text: str, colour: str | None, *, heavy: bool = False) -> None:
+    """One token in its box, centred at (x, y); no colour: padding."""
+    face, edge = ("#e6e6e6", "#aaaaaa") if colour is None else ("white", colour)
+    axes.add_patch(Rectangle((x - 0.46, y - 0.4), 0.92, 0.8, fc=face, ec=edge, lw=4.0 if heavy else 1.6))
+    axes.text(x, y, text, ha="center", va="center", size=10)
 
 
 def draw_maze(axes: Axes, mdp: MDP, values: Tensor, action_values: Tensor | None = None) -> None:
