@@ -1,4 +1,4 @@
-"""The command line: `ppo-edu train`, `ppo-edu evaluate`, `ppo-edu info`. Options are generated from the config dataclasses."""
+"""The command line: `ppo-edu train`, `evaluate`, `lm` and `info`. Options are generated from the config dataclasses."""
 
 import dataclasses
 import platform
@@ -57,6 +57,11 @@ class InfoOptions:
     """Versions and device: what to paste into an issue."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LMOptions:
+    """Language models: sft, reward-model, ppo, sample and pipeline; see `ppo-edu lm --help`."""
+
+
 def run_train(options: TrainOptions) -> None:
     """`ppo-edu train`."""
     config = PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
@@ -91,6 +96,15 @@ def run_info(options: InfoOptions) -> None:
     print(f"{'device':14}{torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}, {torch.get_num_threads()} threads")
 
 
+def run_lm(args: Sequence[str]) -> None:
+    """`ppo-edu lm`, whose options are read by `ppo_edu.lm.cli`."""
+    try:
+        from ppo_edu.lm import cli  # only now: importing transformers takes seconds
+    except ModuleNotFoundError as error:
+        raise ValueError(f"ppo-edu lm needs the package {error.name}, which is not installed") from error
+    cli.run(args)
+
+
 def report(returns: np.ndarray) -> None:
     """Print what a set of episode returns amounts to."""
     statistics = {"mean": returns.mean(), "sd": returns.std(), "min": returns.min(), "max": returns.max()}
@@ -101,13 +115,18 @@ COMMANDS: dict[type, Callable] = {TrainOptions: run_train, EvaluateOptions: run_
 Command = (
     Annotated[TrainOptions, tyro.conf.subcommand("train")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[LMOptions, tyro.conf.subcommand("lm")]
     | Annotated[InfoOptions, tyro.conf.subcommand("info")]
 )
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed while running, 2 bad options, 130 Ctrl-C."""
+    args = sys.argv[1:] if args is None else args
     try:
+        if args and args[0] == "lm":
+            run_lm(args[1:])
+            return 0
         options = tyro.cli(Command, args=args, prog="ppo-edu", description=__doc__)
         COMMANDS[type(options)](options)
     except ValueError as error:

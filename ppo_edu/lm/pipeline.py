@@ -25,7 +25,7 @@ REVIEW_TOKENS = 32  # the longest review has 29
 REVIEW_EXAMPLES, REVIEW_COMPARISONS = 16_000, 8_000
 REVIEW_SFT = SupervisedConfig()
 REVIEW_REWARD_MODEL = SupervisedConfig(learning_rate=1e-3)
-REVIEW_PPO = LMPPOConfig(updates=40, batch_size=64, max_new_tokens=REVIEW_TOKENS, learning_rate=3e-4, kl_coef=0.1)
+REVIEW_PPO = LMPPOConfig(updates=60, max_new_tokens=REVIEW_TOKENS, kl_coef=0.3)
 ANNOTATOR_NOISE = 0.25  # in units of the gold score, whose range is 2
 
 SUM_TOKENS = 4

@@ -86,6 +86,8 @@ def draw_response_tree(mdp: MDP, pi: Tensor | None = None) -> Figure:
         if pi is not None and text in inner:
             shown = f"stop {pi[inner[text], 2]:.2f}: {shown}"
         style = {"color": GREEN, "weight": "bold"} if good else {}
+        if pi is not None:
+            style["bbox"] = {"fc": "white", "ec": "none", "pad": 1.0}
         axes.text(x + dx, y + dy, shown, ha="center", va="center", size=10.5, zorder=2, **style)
     return figure
 
@@ -95,8 +97,8 @@ def draw_token_shift(prompt: Sequence[str], response: Sequence[str]) -> Figure:
     tokens = [*prompt, *response]
     P, L = len(prompt), len(tokens)
     figure, axes = _canvas(8.0, 2.4)
-    axes.set_xlim(-1.55, L + 0.15)
-    axes.set_ylim(-0.75, 2.0)
+    axes.set_xlim(-1.95, L - 0.3)
+    axes.set_ylim(-0.8, 1.9)
     for j, token in enumerate(tokens):
         _cell(axes, j, 0.0, token, BLUE if j < P else ORANGE)
         axes.text(j, -0.58, f"{j}", ha="center", va="center", size=10, color="#444444")
@@ -117,10 +119,10 @@ def draw_batch(prompts: Sequence[Sequence[str]], responses: Sequence[Sequence[st
     The last token of each response, where its score goes, has a heavy frame.
     """
     B, P, T = len(prompts), max(map(len, prompts)), max(map(len, responses))
-    figure, axes = _canvas(8.6, 0.42 * max(B, T) + 1.9)
+    figure, axes = _canvas(8.6, 0.42 * max(B, T) + 1.5)
     left, right = 0.0, P + T + 2.4  # where the two pictures begin
     axes.set_xlim(left - 0.7, right + B - 0.3)
-    axes.set_ylim(-1.45 - max(B, T), 1.35)
+    axes.set_ylim(-1.05 - max(B, T), 1.35)
     for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         padded = [*[""] * (P - len(prompt)), *prompt]
         for j, token in enumerate(padded):

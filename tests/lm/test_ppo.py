@@ -424,7 +424,7 @@ def test_a_callback_sees_samples_that_agree_with_the_log():
         assert isinstance(state.policy, PolicyWithValue)
         seen.append(state.update)
 
-    result = run(callback=look, reward_fn=scorer)
+    result = run(config=small(missing_eos_penalty=0.5), callback=look, reward_fn=scorer)
     assert seen == [1, 2, 3, 4, 5, 6]
     assert all("<eos>" not in response for _, responses in asked for response in responses)
     assert column(result.log, "kl").max() > 0.1
