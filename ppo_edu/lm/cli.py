@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ppo_edu.core.validation import check_count
+from ppo_edu.core.validation import check_count, check_nonnegative
 from ppo_edu.lm import pipeline
 from ppo_edu.lm.corpus import Example, addition_reward, gold_score, make_reviews, make_sums, review_prompts, sum_prompts
 from ppo_edu.lm.evaluation import evaluate_policy
@@ -592,6 +592,8 @@ def check_options(options: Any) -> None:
             raise ValueError(f"{name} must be an int of at least 0, got {getattr(options, name)}")
     if isinstance(options, RewardModelOptions | PPOOptions) and options.model is None:
         raise ValueError(f"{COMMANDS[type(options)][0]} needs --model: a run, a folder or a name on the hub")
+    if hasattr(options, "noise"):
+        check_nonnegative(noise=options.noise)
     if hasattr(options, "device"):
         try:
             torch.empty(0, device=options.device)

@@ -4,7 +4,8 @@ A review is a prompt (its opening sentence) and a response (opinions on aspects 
 The reviewer has an attitude that every opinion shares, so a model can learn mood; the product decides which aspects and
 which adjectives fit, so it can learn sense; connectives agree with what they join, so it can learn argument.
 
-The generator and the scorer read the same tables: whatever the one writes, the other understands.
+The writer and the scorer read the same tables, so the scorer understands all that is written. It understands odd things too,
+such as a gripping lid: it judges praise and blame, not mood, sense or argument.
 """
 
 import random
@@ -12,7 +13,6 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import TypeVar
 
 import torch
@@ -44,31 +44,31 @@ PRODUCTS = {
     "electronics": ("laptop", "phone", "camera", "tablet"),
     "books": ("novel", "thriller", "biography", "memoir"),
 }
-# aspect: (praise, faults, {what it does: +1 if that is welcome, -1 if not})
+# aspect: (praise, fault, {what it does: +1 if that is welcome, -1 if not})
 ASPECTS = {
     "kitchen": {
-        "lid": (("sturdy",), ("loose",), {"fits": 1, "leaks": -1}),
-        "handle": (("comfortable",), ("slippery",), {}),
-        "base": (("sturdy",), ("wobbly",), {"leaks": -1}),
-        "finish": (("shiny",), ("dull",), {}),
+        "lid": ("sturdy", "loose", {"fits": 1, "leaks": -1}),
+        "handle": ("comfortable", "slippery", {}),
+        "base": ("sturdy", "wobbly", {"leaks": -1}),
+        "finish": ("shiny", "dull", {}),
     },
     "travel": {
-        "zip": (("sturdy",), ("stiff",), {"works": 1, "sticks": -1}),
-        "fabric": (("soft",), ("thin",), {}),
-        "stitching": (("neat",), ("loose",), {}),
-        "pocket": (("roomy",), ("tiny",), {}),
+        "zip": ("sturdy", "stiff", {"works": 1, "sticks": -1}),
+        "fabric": ("soft", "thin", {}),
+        "stitching": ("neat", "loose", {}),
+        "pocket": ("roomy", "tiny", {}),
     },
     "electronics": {
-        "screen": (("sharp",), ("dim",), {"works": 1, "fails": -1}),
-        "battery": (("reliable",), ("weak",), {"lasts": 1, "fails": -1}),
-        "menu": (("clear",), ("confusing",), {}),
-        "button": (("handy",), ("stiff",), {"works": 1, "sticks": -1}),
+        "screen": ("sharp", "dim", {"works": 1, "fails": -1}),
+        "battery": ("reliable", "weak", {"lasts": 1, "fails": -1}),
+        "menu": ("clear", "confusing", {}),
+        "button": ("handy", "stiff", {"works": 1, "sticks": -1}),
     },
     "books": {
-        "story": (("gripping",), ("boring",), {"moves me": 1, "drags": -1}),
-        "ending": (("clever",), ("rushed",), {"moves me": 1}),
-        "writing": (("clever",), ("clumsy",), {"drags": -1}),
-        "cover": (("beautiful",), ("dull",), {}),
+        "story": ("gripping", "boring", {"moves me": 1, "drags": -1}),
+        "ending": ("clever", "rushed", {"moves me": 1}),
+        "writing": ("clever", "clumsy", {"drags": -1}),
+        "cover": ("beautiful", "dull", {}),
     },
 }
 # What fits any aspect.
@@ -77,16 +77,14 @@ RELATIVES = ("mother", "father", "sister", "brother", "neighbour", "uncle")
 TIMES = ("yesterday", "last week", "last month", "last year")
 PLACES = ("at the market", "at the airport", "in a small shop", "in an online store")
 OCCASIONS = ("for my birthday", "for Christmas")
-WHOLE = "the whole product"
 
-# How strongly: the word before praise, and its opposite before a fault. A negation turns an adjective round and weakens it.
-DEGREES = {"": 0.6, "fairly ": 0.4, "really ": 0.8, "very ": 0.8, "extremely ": 1.0}
-FAULT_DEGREES = DEGREES | {"slightly ": 0.2}
-NEGATIONS = {"not ": -0.5}
+# How strong praise is after each word; blame is as strong the other way. "Not" turns an adjective round and weakens it.
+DEGREES = {"": 0.6, "fairly ": 0.4, "really ": 0.8, "very ": 0.8, "extremely ": 1.0, "slightly ": 0.2, "not ": -0.5}
 FREQUENCIES = {"always": 0.8, "often": 0.5}
 FEELINGS = {"love": 1.0, "like": 0.6, "do not like": -0.6, "dislike": -0.7, "hate": -1.0}
 
-# How a sentence holds opinions: a and b must agree (+1) or differ (-1) in sign; with a alone, a and the opinion before it.
+# How a sentence holds opinions, and whether those written so agree (+1) or differ (-1) in sign: a and b, or a alone and the
+# opinion before it. The scorer does not ask.
 SENTENCES = {
     "{a}.": 0,
     "also, {a}.": 1,
@@ -105,94 +103,61 @@ HELD_OUT_ONE_IN = 5
 # The grammar ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Opinion:
-    """One judgement, as it stands inside a sentence."""
-
-    words: str
-    about: str  # an aspect, or WHOLE
-    strength: float  # in [-1, 1], never 0
+def _graded(before: str, praise: Sequence[str], faults: Sequence[str], after: str = "") -> dict[str, float]:
+    """An adjective in every degree, with its strength: "the lid is " + "very " + "sturdy" + ""."""
+    signed = [*((adjective, 1) for adjective in praise), *((adjective, -1) for adjective in faults)]
+    return {before + degree + adjective + after: sign * x for adjective, sign in signed for degree, x in DEGREES.items()}
 
 
-def _graded(
-    before: str, praise: Sequence[str], faults: Sequence[str], after: str, about: str, negated: bool = True, every_degree: bool = False
-) -> list[Opinion]:
-    """An adjective under every degree and, if `negated`, every negation: "the lid is " + "very " + "sturdy" + ""."""
-    opinions = []
-    for adjectives, sign, degrees in ((praise, 1, FAULT_DEGREES if every_degree else DEGREES), (faults, -1, FAULT_DEGREES)):
-        for adjective, (degree, strength) in product(adjectives, (degrees | (NEGATIONS if negated else {})).items()):
-            opinions.append(Opinion(before + degree + adjective + after, about, sign * strength))
-    return opinions
-
-
-def _aspect_forms(
-    aspect: str, praise: Sequence[str], faults: Sequence[str], doings: dict[str, int], every_degree: bool = False
-) -> list[list[Opinion]]:
-    """Every clause that judges an aspect, form by form; with `every_degree`, those too that only a scorer needs ("slightly sturdy")."""
+def _aspect_forms(aspect: str, praise: Sequence[str], faults: Sequence[str], doings: dict[str, int]) -> list[dict[str, float]]:
+    """Every clause that judges an aspect, form by form, with its strength in [-1, 1], never 0."""
     the = f"the {aspect}"
-    praise, faults = (*praise, *PRAISE), (*faults, *FAULTS)
     return [
-        _graded(f"{the} is ", praise, faults, "", aspect, True, every_degree),
-        _graded(f"I find {the} ", praise, faults, "", aspect, every_degree, every_degree),
-        [Opinion(f"I {feeling} {the}", aspect, strength) for feeling, strength in FEELINGS.items()],
-        [Opinion(f"{the} {often} {does}", aspect, sign * x) for often, x in FREQUENCIES.items() for does, sign in doings.items()],
+        _graded(f"{the} is ", praise, faults),
+        _graded(f"I find {the} ", praise, faults),
+        {f"I {feeling} {the}": x for feeling, x in FEELINGS.items()},
+        {f"{the} {often} {does}": sign * x for often, x in FREQUENCIES.items() for does, sign in doings.items()},
     ]
 
 
-def _verdict_forms(item: str) -> list[list[Opinion]]:
-    """Every verdict on a product, form by form."""
+def _verdict_forms(item: str) -> list[dict[str, float]]:
+    """Every verdict on a product, form by form, with its strength."""
     this = f"this {item}"
     audiences = ("anyone", "a friend", *(f"my {relative}" for relative in RELATIVES))
     advice = {"would": 0.8, "would not": -0.8, "would never": -1.0}
-    single = {
-        "it is worth the price": 0.6,
-        "it is not worth the price": -0.6,
-        "I would buy it again": 0.8,
-        "I would never buy it again": -1.0,
-        f"I regret buying {this}": -0.8,
-        f"I do not regret buying {this}": 0.5,
-    }
     return [
-        [Opinion(f"I {would} recommend it to {audience}", WHOLE, x) for would, x in advice.items() for audience in audiences],
-        _graded("overall, I am ", ("happy",), ("disappointed",), " with it", WHOLE),
-        [Opinion(f"I {feeling} {this}", WHOLE, strength) for feeling, strength in FEELINGS.items()],
-        [Opinion(words, WHOLE, strength) for words, strength in single.items()],
+        {f"I {would} recommend it to {audience}": x for would, x in advice.items() for audience in audiences},
+        _graded("overall, I am ", ("happy",), ("disappointed",), " with it"),
+        {f"I {feeling} {this}": x for feeling, x in FEELINGS.items()},
+        {
+            "it is worth the price": 0.6,
+            "it is not worth the price": -0.6,
+            "I would buy it again": 0.8,
+            "I would never buy it again": -1.0,
+            f"I regret buying {this}": -0.8,
+            f"I do not regret buying {this}": 0.5,
+        },
     ]
 
 
-def _by_sign(forms: list[list[Opinion]]) -> dict[int, list[list[Opinion]]]:
-    """The forms that can praise (+1) and those that can blame (-1), each with such opinions only."""
-    signed = {sign: [[opinion for opinion in form if opinion.strength * sign > 0] for form in forms] for sign in (1, -1)}
+def _is_odd(words: str, strength: float) -> bool:
+    """Whether no reviewer says it, plain as it is: "the lid is slightly sturdy", "I find the lid not sturdy"."""
+    return (" slightly " in words and strength > 0) or (words.startswith("I find") and " not " in words)
+
+
+def _by_sign(forms: list[dict[str, float]]) -> dict[int, list[list[str]]]:
+    """What a reviewer may choose from: the forms that can praise (+1) and those that can blame (-1), each with such clauses only."""
+    signed = {sign: [[words for words, x in form.items() if x * sign > 0 and not _is_odd(words, x)] for form in forms] for sign in (1, -1)}
     return {sign: [form for form in kept if form] for sign, kept in signed.items()}
 
 
-_ASPECT_FORMS = {aspect: _by_sign(_aspect_forms(aspect, *words)) for aspects in ASPECTS.values() for aspect, words in aspects.items()}
-_VERDICT_FORMS = {item: _by_sign(_verdict_forms(item)) for items in PRODUCTS.values() for item in items}
 _CATEGORY = {item: category for category, items in PRODUCTS.items() for item in items}
-
-
-def _clause_strengths() -> dict[str, float]:
-    """Strength of each clause, with any aspect in place of "_": what the grammar can mean, also where it would be odd to say."""
-    judgements: dict[str, float] = {}
-    for aspects in ASPECTS.values():
-        for praise, faults, doings in aspects.values():
-            for form in _aspect_forms("_", praise, faults, doings, every_degree=True):
-                judgements |= {opinion.words: opinion.strength for opinion in form}
-    return judgements
-
-
-_CLAUSES = _clause_strengths()
-_VERDICTS = {
-    opinion.words: opinion.strength
-    for by_sign in _VERDICT_FORMS.values()
-    for forms in by_sign.values()
-    for form in forms
-    for opinion in form
+_OWN_WORDS = {aspect: words for aspects in ASPECTS.values() for aspect, words in aspects.items()}
+_ASPECT_FORMS = {
+    aspect: _by_sign(_aspect_forms(aspect, (praise, *PRAISE), (fault, *FAULTS), doings))
+    for aspect, (praise, fault, doings) in _OWN_WORDS.items()
 }
-_ASPECT = re.compile(r"\bthe (" + "|".join(aspect for aspects in ASPECTS.values() for aspect in aspects) + r")\b")
-_PATTERNS = {
-    sentence: re.compile(re.escape(sentence).replace(r"\{a\}", "([^,.]+)").replace(r"\{b\}", "([^,.]+)")) for sentence in SENTENCES
-}
+_VERDICT_FORMS = {item: _by_sign(_verdict_forms(item)) for item in _CATEGORY}
 
 
 # Writing reviews -----------------------------------------------------------------------------------------------------
@@ -249,6 +214,8 @@ def review_responses(prompts: Sequence[str], *, seed: int) -> list[str]:
     Raises: ValueError naming prompts (each as `review_prompts` writes it) or seed.
     """
     _check_texts(prompts=prompts)
+    if not prompts:
+        raise ValueError(f"prompts must hold at least one opening, got {describe(prompts)}")
     rng = _rng("responses", n=len(prompts), seed=seed, held_out=False)
     unknown = [prompt for prompt in prompts if prompt not in _ITEM]
     if unknown:
@@ -272,13 +239,13 @@ def _write(item: str, rng: random.Random) -> str:
     sentences, previous = [], 0
     for count in counts:
         signs = [_sign(rng, attitude) for _ in range(count)]
-        opinions = [_choose(rng, _choose(rng, _ASPECT_FORMS[aspects.pop()][sign])) for sign in signs]
+        clauses = [_choose(rng, _choose(rng, _ASPECT_FORMS[aspects.pop()][sign])) for sign in signs]
         relation = signs[0] * signs[1] if count == 2 else previous * signs[0]
         fitting = [s for s, needed in SENTENCES.items() if ("{b}" in s) == (count == 2) and needed in (0, relation)]
-        sentences.append(_choose(rng, fitting).format(**dict(zip("ab", (opinion.words for opinion in opinions), strict=False))))
+        sentences.append(_choose(rng, fitting).format(**dict(zip("ab", clauses, strict=False))))
         previous = signs[-1]
     if has_verdict:
-        sentences.append(_choose(rng, _choose(rng, _VERDICT_FORMS[item][_sign(rng, attitude)])).words + ".")
+        sentences.append(_choose(rng, _choose(rng, _VERDICT_FORMS[item][_sign(rng, attitude)])) + ".")
     return "".join(" " + _capitalised(sentence) for sentence in sentences)
 
 
@@ -307,6 +274,20 @@ def _rng(purpose: str, *, n: int, seed: int, held_out: bool) -> random.Random:
 # Scoring reviews -----------------------------------------------------------------------------------------------------
 
 
+def _understood_clauses() -> dict[str, float]:
+    """The strength of each clause about an aspect, with the words of any aspect: a lid may be gripping."""
+    praise = [*(praise for praise, _, _ in _OWN_WORDS.values()), *PRAISE]
+    faults = [*(fault for _, fault, _ in _OWN_WORDS.values()), *FAULTS]
+    doings = {does: sign for _, _, own in _OWN_WORDS.values() for does, sign in own.items()}
+    return {words: x for aspect in _OWN_WORDS for form in _aspect_forms(aspect, praise, faults, doings) for words, x in form.items()}
+
+
+_CLAUSES = _understood_clauses()
+# Verdicts are understood only as they are written: no "slightly happy".
+_VERDICTS = {words: x for item in _CATEGORY for form in _verdict_forms(item) for words, x in form.items() if not _is_odd(words, x)}
+_PATTERNS = [re.compile(re.escape(sentence).replace(r"\{a\}", "([^,.]+)").replace(r"\{b\}", "([^,.]+)")) for sentence in SENTENCES]
+
+
 def _read(response: str) -> list[list[float]]:
     """The strengths of the opinions in each sentence; none for a sentence that is none, or that repeats an opinion word for word."""
     read: list[list[float]] = []
@@ -314,39 +295,31 @@ def _read(response: str) -> list[list[float]]:
     for sentence in re.findall(r"[^.]*\.|[^.]+$", response.strip()):
         clauses = _clauses(sentence if read else " " + sentence, first=not read)
         repeats = len(set(clauses)) < len(clauses) or said & set(clauses)
-        read.append([] if repeats else [_strength(clause) for clause in clauses])
+        read.append([] if repeats else [_VERDICTS[clause] if clause in _VERDICTS else _CLAUSES[clause] for clause in clauses])
         said |= set(clauses)
     return read
 
 
 def _clauses(sentence: str, *, first: bool) -> list[str]:
     """The opinions that a sentence holds, as words; none if it is not one of the grammar's."""
-    words = sentence[1:2].lower() + sentence[2:]
-    words = "I" + words[1:] if words.startswith("i ") else words
+    words = sentence[1:] if sentence.startswith(" I ") else sentence[1:2].lower() + sentence[2:]
     if sentence != " " + _capitalised(words):
         return []
     if words.endswith(".") and words[:-1] in _VERDICTS:
         return [words[:-1]]
-    for template, relation in SENTENCES.items():
-        match = _PATTERNS[template].fullmatch(words)
-        if not match or not all(_ASPECT.sub("the _", clause, count=1) in _CLAUSES for clause in match.groups()):
-            continue
-        if len(match.groups()) == 2 or relation == 0 or not first:  # "also" and "however" need something before them
-            return list(match.groups())
-    return []
-
-
-def _strength(clause: str) -> float:
-    return _VERDICTS[clause] if clause in _VERDICTS else _CLAUSES[_ASPECT.sub("the _", clause, count=1)]
+    if first and words.startswith(("also", "however")):  # these need something before them
+        return []
+    matches = [match.groups() for pattern in _PATTERNS if (match := pattern.fullmatch(words))]
+    return next((list(clauses) for clauses in matches if all(clause in _CLAUSES for clause in clauses)), [])
 
 
 def gold_sentiment(response: str) -> float:
     """How much a response praises, by the grammar that writes the reviews: the mean strength of its opinions, in [-1, 1].
 
-    "Very", "fairly" or "never" set an opinion's strength; "not" turns it round and weakens it. A sentence that is none of the
-    grammar's (a praise word alone, words in no order, a last sentence cut off), or that repeats an opinion word for word,
-    counts as one opinion of strength 0, so that babble earns nothing and dilutes what stands beside it. What is odd but
-    plain is understood: a sharp kettle, or a "but" between two opinions that agree. No text scores 0.
+    "Very", "fairly" or "never" set an opinion's strength; "not" turns it round. A sentence that is none of the grammar's (a
+    praise word alone, words in no order, a last sentence cut off, an "also" or a "however" with nothing before it), or that
+    repeats an opinion word for word, counts as one opinion of strength 0, so that babble earns nothing and dilutes what
+    stands beside it. What is odd but plain is understood: a gripping lid, or a "but" between opinions that agree. No text scores 0.
 
     Raises: ValueError naming response.
     """
@@ -402,7 +375,7 @@ _SUM = re.compile(r"(0|[1-9][0-9]{0,2})\+(0|[1-9][0-9]{0,2})=")
 
 
 def make_sums(n: int, *, digits: int = 2, seed: int, held_out: bool = False) -> list[Example]:
-    """Additions such as "37+48=" and "85": both operands uniform on 0 to 10**digits - 1, without leading zeros.
+    """Additions such as "37+48=" and "85": both operands uniform on the numbers of so many digits.
 
     About one pair in five is held out, the same pairs for every seed and number of digits. A pair and its mirror image lie
     on the same side, so a held-out sum was not trained on the other way round either.
@@ -414,9 +387,10 @@ def make_sums(n: int, *, digits: int = 2, seed: int, held_out: bool = False) -> 
     check_count(digits=digits)
     if digits > 3:
         raise ValueError(f"digits must be 1, 2 or 3, got {describe(digits)}")
+    low = 10 ** (digits - 1) if digits > 1 else 0
     sums = []
     while len(sums) < n:
-        a, b = (int(rng.random() * 10**digits) for _ in range(2))
+        a, b = (low + int(rng.random() * (10**digits - low)) for _ in range(2))
         if _is_held_out(f"{min(a, b)}+{max(a, b)}") == held_out:
             sums.append(Example(f"{a}+{b}=", str(a + b)))
     return sums

@@ -17,7 +17,7 @@ from ppo_edu.lm.preferences import Comparison, best_accuracy, simulate_annotator
 from ppo_edu.lm.reward_model import RewardModel, RewardModelReport, evaluate_reward_model, train_reward_model
 from ppo_edu.lm.sequences import decode
 from ppo_edu.lm.sft import train_sft
-from ppo_edu.lm.supervised import SupervisedConfig
+from ppo_edu.lm.supervised import SupervisedConfig, SupervisedState
 from ppo_edu.lm.tokenizer import train_tokenizer
 from ppo_edu.runs import CHECKPOINT_NAME, Row
 
@@ -29,9 +29,10 @@ REVIEW_PPO = LMPPOConfig(updates=60, max_new_tokens=REVIEW_TOKENS, kl_coef=0.3)
 ANNOTATOR_NOISE = 0.25  # in units of the gold score, whose range is 2
 
 SUM_TOKENS = 4
-SUM_EXAMPLES = 20_000
-SUM_SFT = SupervisedConfig(epochs=1, batch_size=64, learning_rate=3e-3)
-SUM_PPO = LMPPOConfig(updates=200, batch_size=256, max_new_tokens=SUM_TOKENS, learning_rate=3e-4, kl_coef=0.0)
+SUM_EXAMPLES = 60_000
+SUM_SFT = SupervisedConfig(batch_size=64, learning_rate=5e-3)
+SUM_START = 0.35  # supervised training stops once this share of sums is right: PPO is to do the rest
+SUM_PPO = LMPPOConfig(updates=150, batch_size=256, max_new_tokens=SUM_TOKENS, kl_coef=0.01)
 
 EVALUATION_PROMPTS = 512
 
@@ -147,7 +148,15 @@ def _addition(seed: int, directory: Path | None, progress: bool, callback: Callb
     examples = make_sums(SUM_EXAMPLES, seed=seed)
     tokenizer = train_tokenizer(example.text for example in examples)
     lm = make_gpt2(tokenizer, seed=seed, context=16)
-    train_sft(lm, tokenizer, examples, SUM_SFT, seed=seed, progress=progress, **_place(directory, "sft"))
+    probe = sum_prompts(256, seed=seed + 1)
+
+    def good_enough(state: SupervisedState) -> bool:
+        if state.update % 25:
+            return False
+        found = evaluate_policy(lm, tokenizer, probe, addition_reward, reference=lm, max_new_tokens=SUM_TOKENS, seed=seed)
+        return found.score >= SUM_START
+
+    train_sft(lm, tokenizer, examples, SUM_SFT, seed=seed, callback=good_enough, progress=progress, **_place(directory, "sft"))
     clock.stop("supervised start")
 
     policy = PolicyWithValue(copy.deepcopy(lm))

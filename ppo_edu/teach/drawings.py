@@ -190,3 +190,42 @@ def draw_maze(axes: Axes, mdp: MDP, values: Tensor, action_values: Tensor | None
     axes.tick_params(length=0)
     axes.set_xlabel("column")
     axes.set_ylabel("row")
+
+
+def draw_rlhf_loop() -> Figure:
+    """One update of PPO on a language model: what is sampled, who reads it, what is learned from. Frozen models have dashed frames."""
+    figure, axes = _canvas(9.2, 4.5)
+    axes.set_xlim(0.0, 10.6)
+    axes.set_ylim(0.0, 5.2)
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 15, "shrinkA": 0, "shrinkB": 0, **LINE}
+
+    def box(x: float, y: float, width: float, title: str, text: str, colour: str, *, frozen: bool = False) -> None:
+        axes.add_patch(Rectangle((x - width / 2, y - 0.48), width, 0.96, fc="white", ec=colour, lw=2.0, ls="--" if frozen else "-"))
+        axes.text(x, y + 0.2, title, ha="center", va="center", size=11.5, weight="bold", color=colour)
+        axes.text(x, y - 0.2, text, ha="center", va="center", size=9.5)
+
+    def connect(*points: tuple[float, float]) -> None:
+        """A line through the points, an arrow head at the last."""
+        if len(points) > 2:
+            xs, ys = zip(*points[:-1], strict=True)
+            axes.plot(xs, ys, **LINE)
+        axes.add_patch(FancyArrowPatch(points[-2], points[-1], **arrow))
+
+    box(0.95, 3.2, 1.5, "prompts", "a batch of B", "#444444")
+    box(3.05, 3.2, 1.7, "policy", r"samples $y_t$, log $\pi$", BLUE)
+    box(6.1, 4.5, 2.6, "reward model", r"score $R$, one a response", GREEN, frozen=True)
+    box(6.1, 3.2, 2.6, "reference", r"log $\pi_{ref}$, one a token", GREEN, frozen=True)
+    box(6.1, 1.9, 2.6, "value head", r"$V$, one a token", BLUE)
+    box(9.3, 3.2, 2.1, "credit", "token rewards, GAE", ORANGE)
+    box(9.3, 0.7, 2.1, "batch", r"$\hat{A}$, returns, old log $\pi$", ORANGE)
+    box(6.1, 0.7, 2.6, "improve", "epochs of minibatches", ORANGE)
+    connect((1.7, 3.2), (2.2, 3.2))
+    for y in (4.5, 3.2, 1.9):
+        connect((3.9, 3.2), (4.35, 3.2), (4.35, y), (4.8, y)) if y != 3.2 else connect((3.9, 3.2), (4.8, 3.2))
+        connect((7.4, y), (7.8, y), (7.8, 3.2), (8.25, 3.2)) if y != 3.2 else connect((7.4, 3.2), (8.25, 3.2))
+    connect((9.3, 2.72), (9.3, 1.18))
+    connect((8.25, 0.7), (7.4, 0.7))
+    connect((4.8, 0.7), (3.05, 0.7), (3.05, 2.72))
+    axes.text(3.2, 1.35, "new weights,\nalso of the\nvalue head", ha="left", va="center", size=9.5, color="#444444")
+    axes.text(0.15, 4.85, "dashed: frozen", ha="left", va="center", size=9.5, color=GREEN)
+    return figure

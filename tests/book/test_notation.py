@@ -1,4 +1,4 @@
-"""The notation appendix names what exists: functions of ppo_edu.core and of the exact problems, their arguments, labels of equations."""
+"""The notation appendix names what exists: functions of core, of lm and of the exact problems, their arguments, labels of equations."""
 
 import inspect
 import re
@@ -7,6 +7,7 @@ import pytest
 from book_sources import BOOK, CHAPTERS, markdown
 
 import ppo_edu.core
+import ppo_edu.lm
 from ppo_edu.control import PPOConfig
 from ppo_edu.teach import exact
 
@@ -18,7 +19,9 @@ NAMES = sorted({*MENTIONED} - {"T", "N", "B"})
 
 FUNCTIONS = {name: getattr(ppo_edu.core, name) for name in ppo_edu.core.__all__}
 FUNCTIONS |= {name: f for name, f in vars(exact).items() if inspect.isfunction(f) or name in ("MDP", "Episodes")}
-ARGUMENTS = {argument for f in [*FUNCTIONS.values(), PPOConfig] if callable(f) for argument in inspect.signature(f).parameters}
+FUNCTIONS |= {name: getattr(ppo_edu.lm, name) for name in ppo_edu.lm.__all__}
+CALLED = [*FUNCTIONS.values(), PPOConfig, ppo_edu.lm.PolicyWithValue.forward]
+ARGUMENTS = {argument for f in CALLED if callable(f) for argument in inspect.signature(f).parameters}
 
 
 def test_the_table_was_read():

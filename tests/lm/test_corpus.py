@@ -1,13 +1,16 @@
 """The two corpora: what the grammar writes, how its scorer reads it (by a table made by hand and by a second reader), sums."""
 
 import re
+import zlib
 from itertools import combinations
+from statistics import mean
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppo_edu.lm import corpus
 from ppo_edu.lm.corpus import (
     Example,
     addition_reward,
@@ -19,6 +22,7 @@ from ppo_edu.lm.corpus import (
     make_sums,
     positive_share,
     review_prompts,
+    review_responses,
     sum_prompts,
 )
 
@@ -33,22 +37,20 @@ SCORES = {
     " The lid is fairly sturdy.": 0.4,
     " The lid is very sturdy.": 0.8,
     " The lid is extremely sturdy.": 1.0,
-    " The lid is extremely flimsy.": -1.0,
+    " The lid is extremely loose.": -1.0,
     " The zip is slightly stiff.": -0.2,
     " I find the story really gripping.": 0.8,
+    # feelings and what things do
+    " I do not like the cover.": -0.6,
+    " I dislike the pocket.": -0.7,
+    " The battery always fails.": -0.8,
+    " The zip often works.": 0.5,
     # negation
     " The lid is not sturdy.": -0.5,
-    " The lid is not very sturdy.": -0.3,
-    " The lid is not flimsy.": 0.5,
-    " I would not call the flavour bland.": 0.5,
-    " I do not find the menu simple.": -0.5,
-    " I do not like the cover.": -0.6,
-    " The battery always overheats.": -0.8,
-    " The battery never overheats.": 0.8,
-    " The zip rarely works.": -0.5,
+    " The menu is not ugly.": 0.5,
     # connectives and several sentences
     " The lid is very sturdy, but the handle is not comfortable. I would recommend it to anyone.": (0.8 - 0.5 + 0.8) / 3,
-    " Although I hate the smell, I love the flavour.": 0.0,
+    " Although I hate the cover, I love the story.": 0.0,
     " I love the screen, and the battery is reliable.": 0.8,
     " The fabric is soft. Also, the pocket is roomy.": 0.6,
     " The fabric is soft. However, I dislike the pocket.": (0.6 - 0.7) / 2,
@@ -60,6 +62,17 @@ SCORES = {
     " I do not regret buying this tent.": 0.5,
     " It is not worth the price.": -0.6,
     " I would never buy it again.": -1.0,
+    # odd, but plain
+    " The lid is slightly sturdy.": 0.2,
+    " I find the lid not sturdy.": -0.5,
+    " The lid is extremely gripping.": 1.0,
+    " The cover often leaks.": -0.5,
+    " The lid is sturdy, and the lid is good.": 0.6,
+    " I love the lid, but the base is sturdy.": 0.8,
+    " I love the lid, and the base is thin.": 0.2,
+    " Although I love the lid, I like the base.": 0.8,
+    " I love the lid. However, I like the base.": 0.8,
+    " I love this kettle. I hate the cover, and I hate this tent. I hate the zip.": 0.0,  # the second is no sentence
 }
 
 
@@ -69,33 +82,41 @@ def test_scores_worked_out_by_hand(response, score):
 
 
 def test_intensity_is_ordered():
-    scores = [gold_sentiment(f" The lid is {degree}sturdy.") for degree in ("not ", "not very ", "fairly ", "", "very ", "extremely ")]
+    scores = [gold_sentiment(f" The lid is {degree}sturdy.") for degree in ("not ", "slightly ", "fairly ", "", "very ", "extremely ")]
     assert scores == sorted(scores)
     assert len(set(scores)) == len(scores)
 
 
 BABBLE = [
-    " I find the coffee is good.",
+    " I find the lid is good.",
     " great great great great.",
     " Sturdy sturdy sturdy.",
     " The lid is very very sturdy.",
+    " The lid is not very sturdy.",
     " The lid is sturdy sturdy.",
-    " The lid is sturdy, and the lid is secure.",  # one aspect, twice
     " The lid is delicious.",
+    " The kettle is sturdy.",
+    " The _ is sturdy.",
+    " The lid sturdy is.",
+    " The lid works.",
+    " The lid never leaks.",
     " I love.",
     " I love the lid",  # cut off
     " the lid is sturdy.",
     " I Love the lid.",
     " i love the lid.",
-    " The lid is slightly sturdy.",  # "slightly" is for faults
-    " I love the lid, but the base is solid.",  # nothing turns
-    " I love the lid, and the base is thin.",
-    " Although I love the lid, the base is solid.",
-    " Also, I love the lid.",  # nothing before it
     " I love the lid!",
+    " I love  the lid.",
+    " I love the lid, I love the base.",
+    " I love the lid, and I love the base, and I love the handle.",
+    " I love the lid, and I love the lid.",
+    " I love the lid, and the base is very.",
+    " Also, I love the lid.",  # nothing before it
+    " However, I hate the lid.",
     ".",
     "...",
     " I love this lid.",
+    " I love this kettle, and I love the lid.",
     " Overall, I am slightly happy with it.",
 ]
 
@@ -115,15 +136,18 @@ def test_no_text_scores_zero(response):
     ("added", "score", "share"),
     [
         (" I love the lid.", 0.5, 0.5),  # said before
-        (" The lid is secure.", 0.5, 0.5),
+        (" I love the lid. I love the lid.", 1 / 3, 1 / 3),
+        (" The base is good, and I love the lid.", 0.5, 0.5),
+        (" The base is good, and I love the lid. The base is good.", 1 / 3, 1 / 3),
         (" Great great.", 0.5, 0.5),
         (" The base is", 0.5, 0.5),
         ("I love the base.", 0.5, 0.5),  # no space between the sentences
-        (" However, I love the base.", 0.5, 0.5),
+        (" Also, I love this kettle.", 0.5, 0.5),
+        (" I love this kettle. I love this kettle.", 2 / 3, 2 / 3),
         (" I love the base.", 1.0, 1.0),
         (" Also, I love the base.", 1.0, 1.0),
-        (" I love this kettle. I love the base.", 2 / 3, 2 / 3),  # nothing follows a verdict
-        (" I love this kettle. I love this kettle.", 2 / 3, 2 / 3),
+        (" However, I love the base.", 1.0, 1.0),
+        (" I love this kettle. I love the base.", 1.0, 1.0),
     ],
 )
 def test_a_sentence_that_does_not_fit_dilutes_a_good_one(added, score, share):
@@ -139,38 +163,38 @@ def test_a_response_may_come_without_its_first_space():
 # --- what the grammar writes
 
 
-def words_of(text):
-    return text.split()
-
-
-PRAISE = words_of(
+GOOD = re.findall(
+    r"\w+",
     """
-    sturdy secure comfortable smooth stable solid shiny elegant strong soft durable neat tight roomy handy
-    sharp bright reliable clear simple gripping moving clever satisfying witty beautiful cheerful delicious
-    rich pleasant fresh mild sweet practical fits works holds lasts surprises flows tempts love like recommend
-    happy worth buy
-    """
+    sturdy comfortable shiny soft neat roomy sharp reliable clear handy gripping clever beautiful good nice lovely happy
+    fits works lasts moves love like recommend worth buy
+""",
 )
-BLAME = words_of(
+BAD = re.findall(
+    r"\w+",
     """
-    loose flimsy slippery rough wobbly thin dull ugly stiff fragile scratchy weak tiny shallow dim blurry
-    heavy confusing slow awkward boring predictable rushed silly clumsy gloomy bland bitter stale strange sour
-    harsh messy wasteful leaks hot slips fades sticks tears flickers overheats freezes drags bothers dislike
-    hate disappointed regret
-    """
+    loose slippery wobbly dull stiff thin tiny dim weak confusing boring rushed clumsy bad poor ugly disappointed
+    leaks sticks fails drags dislike hate regret
+""",
 )
+SET_BY = {"slightly": 0.2, "fairly": 0.4, "often": 0.5, "really": 0.8, "very": 0.8, "always": 0.8, "extremely": 1.0, "never": 1.0}
+FIRM = {"love": 1.0, "hate": 1.0, "dislike": 0.7, "recommend": 0.8, "buy": 0.8, "regret": 0.8}
 
 
 def second_reader(response):
-    """The sign of each opinion, from word lists typed for this test: one judging word a clause, turned by each negation."""
-    signs = []
+    """The strength of each opinion, from word lists typed for this test: one judging word a clause, turned by each negation."""
+    strengths = []
     for clause in re.split(r"\.|, (?:and|but)|(?<=[a-z]), (?=the|I)", re.sub(r"Also, |However, |Overall, ", "", response)):
         words = clause.split()
-        judging = [1 if word in PRAISE else -1 for word in words if word in PRAISE + BLAME]
+        judging = [word for word in words if word in GOOD + BAD]
         assert len(judging) == bool(words), clause
         if words:
-            signs.append(judging[0] * (-1) ** sum(word in ("not", "never", "rarely") for word in words))
-    return signs
+            size = next((SET_BY[word] for word in words if word in SET_BY), FIRM.get(judging[0], 0.6))
+            if "not" in words and judging[0] not in ("like", "recommend", "worth"):
+                size = 0.5
+            sign = 1 if judging[0] in GOOD else -1
+            strengths.append(size * sign * (-1) ** sum(word in ("not", "never") for word in words))
+    return strengths
 
 
 @given(seed=seeds)
@@ -179,14 +203,47 @@ def test_every_review_is_grammatical_and_means_what_a_second_reader_reads(seed):
         assert grammatical_share(example.response) == 1.0
         assert re.fullmatch(r"(My|I) [^.]+\.", example.prompt)
         assert example.text == example.prompt + example.response
-        signs = second_reader(example.response)
-        if len(set(signs)) == 1:
-            assert gold_sentiment(example.response) * signs[0] > 0
-        first, *others = re.findall(r" [^.]*\.", example.response)
-        for sentence in [first, *(re.sub(r"Also, (\w)|However, (\w)", lambda m: m[0][-1].upper(), other) for other in others)]:
-            score, read = gold_sentiment(sentence), second_reader(sentence)
-            assert score != 0 or len(read) == 2, sentence
-            assert len(read) == 2 or score * read[0] > 0, sentence
+        assert gold_sentiment(example.response) == pytest.approx(mean(second_reader(example.response)))
+
+
+def test_each_clause_has_the_sign_it_was_chosen_for_and_the_strength_that_a_second_reader_reads():
+    count = 0
+    for forms in [*corpus._ASPECT_FORMS.values(), *corpus._VERDICT_FORMS.values()]:
+        for sign in (1, -1):
+            for clause in (clause for form in forms[sign] for clause in form):
+                sentence = f" {clause[0].upper()}{clause[1:]}."
+                (strength,) = second_reader(sentence)
+                assert gold_sentiment(sentence) == pytest.approx(strength), sentence
+                assert strength * sign > 0, sentence
+                assert not re.search("not (very|fairly|really|extremely)|I find .* not|slightly (happy|sturdy|good)", clause), clause
+                count += 1
+    assert count > 1000
+
+
+def test_any_adjective_is_understood_of_any_aspect():
+    adjectives = GOOD[: GOOD.index("happy")] + BAD[: BAD.index("disappointed")]
+    aspects = [aspect for aspects in corpus.ASPECTS.values() for aspect in aspects]
+    assert len(adjectives) == 32
+    assert len(set(aspects)) == len(aspects) == 16
+    for aspect in aspects:
+        for adjective in adjectives:
+            for degree in ("", "slightly ", "fairly ", "really ", "very ", "extremely ", "not "):
+                for sentence in (f" The {aspect} is {degree}{adjective}.", f" I find the {aspect} {degree}{adjective}."):
+                    assert gold_sentiment(sentence) == pytest.approx(second_reader(sentence)[0]), sentence
+
+
+def test_no_clause_has_two_strengths():
+    own = [words for aspects in corpus.ASPECTS.values() for words in aspects.values()]
+    praise = {*corpus.PRAISE, *(praise for praise, _, _ in own)}
+    faults = {*corpus.FAULTS, *(fault for _, fault, _ in own)}
+    assert not praise & faults
+    doings = {pair for _, _, doings in own for pair in doings.items()}
+    assert len(dict(doings)) == len(doings)
+    assert not corpus._CLAUSES.keys() & corpus._VERDICTS.keys()
+    strengths = {}
+    for item in [item for items in corpus.PRODUCTS.values() for item in items]:
+        for words, strength in (pair for form in corpus._verdict_forms(item) for pair in form.items()):
+            assert strengths.setdefault(words, strength) == strength, words
 
 
 @pytest.mark.parametrize(
@@ -198,42 +255,43 @@ def test_connectives_mean_what_they_say(pattern, agree):
     assert len(found) > 50
     for sentence in found:
         first, second = second_reader(sentence)
-        assert (first == second) == agree, sentence
+        assert (first * second > 0) == agree, sentence
 
 
 def test_also_goes_on_and_however_turns():
     for word, agree in (("Also", True), ("However", False)):
         found = [example.response.split(f" {word},") for example in REVIEWS if f" {word}," in example.response]
         assert len(found) > 50
-        assert all((second_reader(before)[-1] == second_reader(after)[0]) == agree for before, after in found)
+        assert all((second_reader(before)[-1] * second_reader(after)[0] > 0) == agree for before, after in found)
 
 
 def test_length_and_vocabulary():
     lengths = [len(re.findall(r"\w+|[^\w\s]", example.response)) for example in REVIEWS]
-    assert min(lengths) >= 8
-    assert max(lengths) <= 30
+    assert min(lengths) == 10
+    assert max(lengths) == 25
     assert all(5 <= len(example.prompt.split()) <= 9 for example in REVIEWS)
     assert all(example.response.startswith(" ") and example.response.endswith(".") for example in REVIEWS)
     words = {word.lower() for example in REVIEWS for word in re.findall(r"\w+", example.text)}
-    assert 150 <= len(words) <= 250
+    assert len(words) == 143
 
 
 def test_sentiment_is_balanced_and_opinions_share_an_attitude():
     scores = [gold_sentiment(example.response) for example in REVIEWS]
     assert positive_share([example.response for example in REVIEWS]) == pytest.approx(0.49, abs=0.03)
     assert sum(score < 0 for score in scores) / len(scores) == pytest.approx(0.49, abs=0.03)
-    assert sum(abs(score) < 0.3 for score in scores) / len(scores) > 0.15  # mixed ones
+    assert sum(abs(score) < 0.3 for score in scores) / len(scores) > 0.12  # mixed ones
     pairs = [pair for example in REVIEWS for pair in combinations(second_reader(example.response), 2)]
-    agreeing = sum(a == b for a, b in pairs) / len(pairs)
-    assert agreeing == pytest.approx(0.5 * (0.05**2 + 0.95**2 + 0.2**2 + 0.8**2), abs=0.03)
+    agreeing = sum(a * b > 0 for a, b in pairs) / len(pairs)
+    assert agreeing == pytest.approx(0.5 * (0.03**2 + 0.97**2 + 0.15**2 + 0.85**2), abs=0.02)
 
 
 def test_products_have_their_own_aspects():
     of_tents = " ".join(example.response for example in REVIEWS if "this tent" in example.prompt)
     assert "zip" in of_tents
-    assert not re.search(r"flavour|lid|screen|story|delicious", of_tents)
-    for item in ("tent", "novel", "honey"):
+    assert not re.search(r"lid|screen|story|gripping|shiny|leaks", of_tents)
+    for item in ("tent", "novel", "kettle", "camera"):
         named = [set(re.findall(r"this (\w+)", example.text)) for example in REVIEWS if f"this {item} " in example.prompt]
+        assert len(named) > 50
         assert all(names == {item} for names in named)
 
 
@@ -245,7 +303,7 @@ def test_training_and_held_out_prompts_are_disjoint_and_the_same_for_every_seed(
     assert len(training) == len(held_out) == 1
     (training,), (held_out,) = training, held_out
     assert not training & held_out
-    assert len(training | held_out) >= 800
+    assert len(training | held_out) == 16 * 76
     assert len(held_out) / len(training | held_out) == pytest.approx(0.2, abs=0.02)
     assert {prompt.split("this ")[1].split()[0].rstrip(".") for prompt in held_out} == {
         prompt.split("this ")[1].split()[0].rstrip(".") for prompt in training
@@ -273,11 +331,73 @@ def test_same_arguments_same_reviews(held_out):
 def test_the_first_review_is_the_same_on_every_machine():
     assert make_reviews(1, seed=0) == [
         Example(
-            "My mother gave me this honey last year.",
-            " I would not call the smell fresh. Overall, I am slightly disappointed with it.",
+            "I bought this saucepan at the market.",
+            " I hate the handle. Overall, I am slightly disappointed with it.",
         )
     ]
+    assert review_responses(["I bought this saucepan at the market."], seed=0) == [
+        " I love the handle. However, the finish is really ugly. I like this saucepan."
+    ]
     assert sum_prompts(4, seed=0) == ["76+34=", "66+58=", "99+72=", "32+62="]
+
+
+def test_the_reviews_stay_as_they_are():
+    """Chapters, budgets and thresholds are tuned on them: whoever changes one word measures those again."""
+    reviews = make_reviews(200, seed=0)
+    assert zlib.crc32("".join(example.text for example in reviews).encode()) == 2951735868
+    assert mean(gold_sentiment(example.response) for example in reviews) == pytest.approx(0.0441666667)
+
+
+# --- responses to given prompts
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_responses_fit_their_prompts(held_out):
+    prompts = review_prompts(400, seed=2, held_out=held_out)
+    responses = review_responses(prompts, seed=7)
+    assert len(responses) == len(prompts)
+    assert positive_share(responses) == pytest.approx(0.49, abs=0.08)
+    for prompt, response in zip(prompts, responses, strict=True):
+        assert response.startswith(" ")
+        assert grammatical_share(response) == 1.0
+        item = prompt.split("this ")[1].split()[0].rstrip(".")
+        assert set(re.findall(r"this (\w+)", response)) <= {item}
+        (category,) = (category for category, items in corpus.PRODUCTS.items() if item in items)
+        for name in set(re.findall(r"[Tt]he (\w+)", response)) - {"price"}:
+            assert name in corpus.ASPECTS[category], (prompt, response)
+
+
+def test_another_seed_writes_other_responses_to_the_same_prompts():
+    prompts = review_prompts(50, seed=3)
+    responses = review_responses(prompts, seed=0)
+    assert responses == review_responses(tuple(prompts), seed=0)
+    for others in (review_responses(prompts, seed=1), [example.response for example in make_reviews(50, seed=3)]):
+        assert sum(a == b for a, b in zip(responses, others, strict=True)) < 5
+    assert len(set(review_responses(prompts[:1] * 50, seed=0))) > 40
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompts must hold at least one opening"),
+        ("I bought this tent yesterday.", "prompts must be a list of str"),
+        ([3], "prompts must be a list of str"),
+        (None, "prompts must be a list of str"),
+        (["I bought this tent yesterday.", "I bought this tent"], "prompts must be openings that .* 'I bought this tent'"),
+        (["I bought this tent yesterday. "], "prompts must be openings"),
+        (["I bought this lid yesterday."], "prompts must be openings"),
+        ([""], "prompts must be openings"),
+    ],
+)
+def test_prompts_that_no_review_has_are_named(prompts, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        review_responses(prompts, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, None, True])
+def test_a_bad_seed_of_responses_is_named(seed):
+    with pytest.raises(ValueError, match=r"^seed must be"):
+        review_responses(["I bought this tent yesterday."], seed=seed)
 
 
 # --- scores of batches

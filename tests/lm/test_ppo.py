@@ -248,7 +248,8 @@ def test_a_whole_update_equals_one_computed_from_the_formulas_in_float64(variant
     monkeypatch.setattr(ppo, "ppo_loss", recording)
     collected, improved = record(monkeypatch, "collect"), record(monkeypatch, "improve")
     start, samples = double(policy), []
-    row = run(policy, config, reference=reference, callback=lambda state: samples.extend(state.samples)).log[0]
+    seed = list(VARIANTS).index(variant)
+    row = run(policy, config, reference=reference, seed=seed, callback=lambda state: samples.extend(state.samples)).log[0]
     batch, _ = collected[0].result
     assert improved[0].args[1] is batch
 
@@ -323,6 +324,15 @@ def test_a_batch_that_the_split_does_not_divide_is_used_whole(monkeypatch):
     run(config=small(updates=1, epochs=1, batch_size=11, minibatches=3, accumulation=2))
     sizes = [len(call.args[1].responses) for call in losses]
     assert sizes == [2, 2, 2, 2, 2, 1]
+
+
+def test_each_step_starts_from_a_gradient_of_zero():
+    """At learning rate 0 every epoch has the gradient of the first; piled up, the last would be many times as long."""
+    norms = []
+    for epochs in (1, 4):
+        config = small(updates=1, learning_rate=0.0, epochs=epochs, minibatches=1, max_grad_norm=None)
+        norms.append(run(make_policy(head=0.3), config).log[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, None])

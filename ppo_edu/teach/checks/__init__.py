@@ -15,6 +15,8 @@ from ppo_edu.teach.checks.chapter05 import check_effective_sample_size, check_kl
 from ppo_edu.teach.checks.chapter06 import check_dual_clip, check_g_form, check_value_clip
 from ppo_edu.teach.checks.chapter07 import check_annealed, check_explained_variance, check_valid_rows
 from ppo_edu.teach.checks.chapter11 import check_position_ids, check_response_log_probs, check_response_mask
+from ppo_edu.teach.checks.chapter12 import check_last_token_score, check_preference_loss
+from ppo_edu.teach.checks.chapter13 import check_accumulated_loss, check_kl_loss, check_masked_whitening, check_token_rewards
 from ppo_edu.teach.checks.core import (
     check_clipped_surrogate,
     check_discounted_return,
@@ -28,6 +30,7 @@ __all__ = [
     "CHECKERS",
     "Case",
     "CheckResult",
+    "check_accumulated_loss",
     "check_actor_critic_loss",
     "check_advantages",
     "check_annealed",
@@ -40,14 +43,18 @@ __all__ = [
     "check_g_form",
     "check_gae",
     "check_kl_estimate",
+    "check_kl_loss",
     "check_kl_penalty_update",
     "check_lambda_weights",
+    "check_last_token_score",
     "check_leave_one_out",
+    "check_masked_whitening",
     "check_natural_step",
     "check_optimal_baseline",
     "check_policy_gradient",
     "check_pooled_loss",
     "check_position_ids",
+    "check_preference_loss",
     "check_response_log_probs",
     "check_response_mask",
     "check_reward_to_go",
@@ -55,6 +62,7 @@ __all__ = [
     "check_score",
     "check_state_values",
     "check_td_residual",
+    "check_token_rewards",
     "check_valid_rows",
     "check_value_clip",
     "check_value_iteration",

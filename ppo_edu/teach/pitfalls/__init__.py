@@ -12,6 +12,8 @@ from ppo_edu.teach.pitfalls import chapter05 as chapter05
 from ppo_edu.teach.pitfalls import chapter06 as chapter06
 from ppo_edu.teach.pitfalls import chapter07 as chapter07  # importing a module enters its mistakes into the catalogue
 from ppo_edu.teach.pitfalls import chapter11 as chapter11
+from ppo_edu.teach.pitfalls import chapter12 as chapter12
+from ppo_edu.teach.pitfalls import chapter13 as chapter13
 from ppo_edu.teach.pitfalls import core as core
 from ppo_edu.teach.pitfalls.catalogue import PITFALLS, Pitfall, pitfall, pitfalls_of
 
