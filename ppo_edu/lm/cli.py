@@ -54,16 +54,18 @@ class Task:
     score: RewardFn
     num_examples: int
     num_prompts: int
-    context: int
+    model: dict[str, Any]  # shape of the small GPT-2
     sft: SupervisedConfig
     ppo: LMPPOConfig
 
 
 TASKS = {
     "reviews": Task(
-        make_reviews, review_prompts, gold_score, pipeline.REVIEW_EXAMPLES, 4_000, 64, pipeline.REVIEW_SFT, pipeline.REVIEW_PPO
+        make_reviews, review_prompts, gold_score, pipeline.REVIEW_EXAMPLES, 4_000, {}, pipeline.REVIEW_SFT, pipeline.REVIEW_PPO
     ),
-    "addition": Task(make_sums, sum_prompts, addition_reward, pipeline.SUM_EXAMPLES, 20_000, 16, pipeline.SUM_SFT, pipeline.SUM_PPO),
+    "addition": Task(
+        make_sums, sum_prompts, addition_reward, pipeline.SUM_EXAMPLES, 20_000, pipeline.SUM_MODEL, pipeline.SUM_SFT, pipeline.SUM_PPO
+    ),
 }
 TaskName = Literal["reviews", "addition"]
 
@@ -263,18 +265,23 @@ def run_sft(options: SFTOptions) -> None:
         lm, tokenizer = load_lm(options.model, options.device)
     else:
         tokenizer = train_tokenizer(example.text for example in examples)
-    context = task.context
+    shape = dict(task.model)
     if options.examples is not None:
         sequences = encode(tokenizer, [x.prompt for x in examples], [x.response for x in examples])
         longest = sequences.tokens.shape[1]
-        context = max(OWN_CONTEXT, sequences.prompt_tokens.shape[1] + longest)
+        shape["context"] = max(OWN_CONTEXT, sequences.prompt_tokens.shape[1] + longest)
     if options.model is None:
-        lm = make_gpt2(tokenizer, context=context, seed=options.seed).to(options.device)
+        lm = make_gpt2(tokenizer, **shape, seed=options.seed).to(options.device)
 
-    def show(state: SupervisedState) -> None:
+    reached = None
+    if options.examples is None and options.task == "addition":
+        reached = pipeline.stop_at(pipeline.SUM_START, lm, tokenizer, options.seed)
+
+    def show(state: SupervisedState) -> bool:
         if options.show_every and state.update % options.show_every == 0:
             texts = sample(lm, tokenizer, shown, seed=state.update, max_new_tokens=longest)
             write_lines([f"step {state.update}: loss {state.log[-1]['loss']:.3f}", *texts])
+        return reached is not None and reached(state)
 
     place = begin(options)
     state = train_sft(lm, tokenizer, examples, config, seed=options.seed, callback=show, progress=options.progress, **place)

@@ -375,9 +375,9 @@ _SUM = re.compile(r"(0|[1-9][0-9]{0,2})\+(0|[1-9][0-9]{0,2})=")
 
 
 def make_sums(n: int, *, digits: int = 2, seed: int, held_out: bool = False) -> list[Example]:
-    """Additions such as "37+48=" and "85": both operands uniform on the numbers of so many digits.
+    """Additions such as "37+48=" and "85": both operands uniform on the numbers of that many digits.
 
-    About one pair in five is held out, the same pairs for every seed and number of digits. A pair and its mirror image lie
+    About one pair in five is held out, the same pairs for every seed. A pair and its mirror image lie
     on the same side, so a held-out sum was not trained on the other way round either.
 
     Returns: n examples, drawn with replacement.

@@ -1,5 +1,6 @@
 """Sampling responses: batched, with a key-value cache, and with the log-probability of each token as it was sampled."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -79,10 +80,15 @@ def generate(
     return Responses(prompt_tokens, prompt_mask, tokens, mask, log_probs, ~unfinished)
 
 
+def context_length(lm: PreTrainedModel) -> float:
+    """The longest sequence that a model reads, in tokens; infinite where it names no limit."""
+    return getattr(lm.config, "max_position_embeddings", None) or math.inf
+
+
 def check_context(lm: PreTrainedModel, prompt_length: int, max_new_tokens: int) -> None:
     """The longest prompt and its response must fit into the model's context."""
-    context = getattr(lm.config, "max_position_embeddings", None)
-    if context is not None and prompt_length + max_new_tokens > context:
+    context = context_length(lm)
+    if prompt_length + max_new_tokens > context:
         raise ValueError(
             f"prompts must leave room for max_new_tokens in the model's context of {context} tokens, "
             f"got a prompt of {prompt_length} tokens and max_new_tokens {max_new_tokens}"

@@ -27,13 +27,22 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, safetensors.Safet
 
 
 def make_gpt2(
-    tokenizer: PreTrainedTokenizerBase, *, layers: int = 2, width: int = 128, heads: int = 4, context: int = 64, seed: int = 0
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layers: int = 2,
+    width: int = 128,
+    heads: int = 4,
+    context: int = 64,
+    init_std: float = 0.02,
+    seed: int = 0,
 ) -> GPT2LMHeadModel:
     """A small, untrained GPT-2 for a tokenizer's vocabulary, without dropout.
 
-    `width` must be a multiple of `heads`; `context` is the longest sequence in tokens. The caller's random state stays.
+    `width` must be a multiple of `heads`; `context` is the longest sequence in tokens; `init_std` is the spread of the
+    initial weights (0.02 is GPT-2's; narrow models learn sums sooner with 0.1). The caller's random state stays.
     """
     check_count(layers=layers, width=width, heads=heads, context=context)
+    check_positive(init_std=init_std)
     if width % heads:
         raise ValueError(f"width must be a multiple of heads ({heads}), got {width}")
     check_tokenizer(tokenizer)
@@ -46,6 +55,7 @@ def make_gpt2(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        initializer_range=init_std,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -68,12 +78,12 @@ def load_causal_lm(
         raise ValueError(f"name_or_path must be the name or the folder of a model, got {describe(name_or_path)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, padding_side="left", trust_remote_code=False)
-        lm = _from_pretrained(AutoModelForCausalLM, name_or_path, dtype)
+        lm = load_whole(AutoModelForCausalLM, name_or_path, dtype)
     except LOADING_ERRORS as error:
         place = "the folder" if Path(name_or_path).exists() else "no such folder is here, and the hub (is there a network?)"
         raise ValueError(
             f"name_or_path must name a causal language model with safetensors weights, got {str(name_or_path)!r}; "
-            f"{place} gave: {_first_line(error)}"
+            f"{place} gave: {first_line(error)}"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -82,7 +92,7 @@ def load_causal_lm(
     return lm.to(device).eval(), tokenizer
 
 
-def _from_pretrained(kind: Any, name_or_path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_whole(kind: Any, name_or_path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """A model with all its weights from safetensors; transformers would fill in missing ones at random and only log it."""
     model, report = kind.from_pretrained(name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
@@ -90,7 +100,8 @@ def _from_pretrained(kind: Any, name_or_path: str | Path, dtype: torch.dtype) ->
     return model
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     return str(error).strip().split("\n")[0]
 
 
@@ -156,12 +167,12 @@ class PolicyWithValue(nn.Module):
         if not (path / VALUE_HEAD_NAME).is_file():
             raise ValueError(f"path must be a folder written by save_pretrained, got {path}, which holds no {VALUE_HEAD_NAME}")
         try:
-            lm = _from_pretrained(AutoModelForCausalLM, path, dtype)
+            lm = load_whole(AutoModelForCausalLM, path, dtype)
             separate = (path / VALUE_TRUNK_NAME).is_dir()
-            policy = cls(lm, _from_pretrained(AutoModel, path / VALUE_TRUNK_NAME, dtype) if separate else None)
+            policy = cls(lm, load_whole(AutoModel, path / VALUE_TRUNK_NAME, dtype) if separate else None)
             policy.value_head.load_state_dict(safetensors.torch.load_file(path / VALUE_HEAD_NAME))
         except LOADING_ERRORS as error:
-            raise ValueError(f"path must be a folder written by save_pretrained, got {path}: {_first_line(error)}") from error
+            raise ValueError(f"path must be a folder written by save_pretrained, got {path}: {first_line(error)}") from error
         return policy.to(device).eval()
 
 

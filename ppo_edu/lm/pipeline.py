@@ -2,17 +2,19 @@
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ppo_edu.lm import ppo
 from ppo_edu.lm.corpus import addition_reward, gold_score, make_reviews, make_sums, review_prompts, review_responses, sum_prompts
 from ppo_edu.lm.evaluation import Evaluation, evaluate_policy
 from ppo_edu.lm.generation import generate
 from ppo_edu.lm.models import PolicyWithValue, make_gpt2
-from ppo_edu.lm.ppo import Callback, LMPPOConfig, train_ppo
+from ppo_edu.lm.ppo import LMPPOConfig, train_ppo
 from ppo_edu.lm.preferences import Comparison, best_accuracy, simulate_annotator
 from ppo_edu.lm.reward_model import RewardModel, RewardModelReport, evaluate_reward_model, train_reward_model
 from ppo_edu.lm.sequences import decode
@@ -29,10 +31,11 @@ REVIEW_PPO = LMPPOConfig(updates=60, max_new_tokens=REVIEW_TOKENS, kl_coef=0.3)
 ANNOTATOR_NOISE = 0.25  # in units of the gold score, whose range is 2
 
 SUM_TOKENS = 4
-SUM_EXAMPLES = 60_000
-SUM_SFT = SupervisedConfig(batch_size=64, learning_rate=5e-3)
-SUM_START = 0.35  # supervised training stops once this share of sums is right: PPO is to do the rest
-SUM_PPO = LMPPOConfig(updates=150, batch_size=256, max_new_tokens=SUM_TOKENS, kl_coef=0.01)
+SUM_EXAMPLES = 30_000
+SUM_MODEL = {"layers": 3, "width": 96, "context": 16, "init_std": 0.1}
+SUM_SFT = SupervisedConfig(batch_size=64, learning_rate=3e-3)
+SUM_START = 0.3  # supervised training stops once this share of sums is right: PPO is to do the rest
+SUM_PPO = LMPPOConfig(updates=60, batch_size=256, max_new_tokens=SUM_TOKENS, learning_rate=2e-4, kl_coef=0.01)
 
 EVALUATION_PROMPTS = 512
 
@@ -95,7 +98,7 @@ def run_pipeline(
     seed: int = 0,
     directory: str | Path | None = None,
     progress: bool = True,
-    callback: Callback | None = None,
+    callback: ppo.Callback | None = None,
 ) -> PipelineResult:
     """Train a policy on a task from nothing: "reviews" (reward from a model of preferences) or "addition" (reward from a rule).
 
@@ -109,7 +112,7 @@ def run_pipeline(
     return tasks[task](seed, None if directory is None else Path(directory), progress, callback)
 
 
-def _reviews(seed: int, directory: Path | None, progress: bool, callback: Callback | None) -> PipelineResult:
+def _reviews(seed: int, directory: Path | None, progress: bool, callback: ppo.Callback | None) -> PipelineResult:
     clock = _Clock()
     examples = make_reviews(REVIEW_EXAMPLES, seed=seed)
     tokenizer = train_tokenizer(example.text for example in examples)
@@ -143,20 +146,21 @@ def _reviews(seed: int, directory: Path | None, progress: bool, callback: Callba
     return PipelineResult("reviews", tokenizer, lm, reward_model, policy, result.log, before, after, reward_report, best, clock.seconds)
 
 
-def _addition(seed: int, directory: Path | None, progress: bool, callback: Callback | None) -> PipelineResult:
+def _addition(seed: int, directory: Path | None, progress: bool, callback: ppo.Callback | None) -> PipelineResult:
     clock = _Clock()
     examples = make_sums(SUM_EXAMPLES, seed=seed)
     tokenizer = train_tokenizer(example.text for example in examples)
-    lm = make_gpt2(tokenizer, seed=seed, context=16)
-    probe = sum_prompts(256, seed=seed + 1)
-
-    def good_enough(state: SupervisedState) -> bool:
-        if state.update % 25:
-            return False
-        found = evaluate_policy(lm, tokenizer, probe, addition_reward, reference=lm, max_new_tokens=SUM_TOKENS, seed=seed)
-        return found.score >= SUM_START
-
-    train_sft(lm, tokenizer, examples, SUM_SFT, seed=seed, callback=good_enough, progress=progress, **_place(directory, "sft"))
+    lm = make_gpt2(tokenizer, **SUM_MODEL, seed=seed)
+    train_sft(
+        lm,
+        tokenizer,
+        examples,
+        SUM_SFT,
+        seed=seed,
+        callback=stop_at(SUM_START, lm, tokenizer, seed),
+        progress=progress,
+        **_place(directory, "sft"),
+    )
     clock.stop("supervised start")
 
     policy = PolicyWithValue(copy.deepcopy(lm))
@@ -174,6 +178,19 @@ def _addition(seed: int, directory: Path | None, progress: bool, callback: Callb
     )
     clock.stop("evaluation")
     return PipelineResult("addition", tokenizer, lm, None, policy, result.log, before, after, None, None, clock.seconds)
+
+
+def stop_at(share: float, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> Callable[[SupervisedState], bool]:
+    """A callback that ends supervised training on sums once the model gets this share of its training prompts right, sampling."""
+    prompts = sum_prompts(256, seed=seed + 1)
+
+    def reached(state: SupervisedState) -> bool:
+        if state.update % 10:
+            return False
+        found = evaluate_policy(lm, tokenizer, prompts, addition_reward, reference=lm, max_new_tokens=SUM_TOKENS, seed=seed)
+        return found.score >= share
+
+    return reached
 
 
 def _place(directory: Path | None, stage: str) -> dict[str, Path]:

@@ -107,7 +107,9 @@ def load_comparisons(path: str | Path) -> list[Comparison]:
     if not path.is_file():
         raise ValueError(f"path must be a file of comparisons, got {path}")
     comparisons = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             comparisons.append(Comparison(**json.loads(line)))
         except (TypeError, ValueError) as error:

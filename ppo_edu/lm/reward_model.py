@@ -1,7 +1,7 @@
 """A reward model: a language model's trunk with one number at the end, fitted to comparisons."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from ppo_edu.core.validation import check_count, check_like
-from ppo_edu.lm.generation import check_context
-from ppo_edu.lm.models import check_vocabulary, model_inputs
+from ppo_edu.lm.generation import check_context, context_length
+from ppo_edu.lm.models import LOADING_ERRORS, check_vocabulary, first_line, load_whole, model_inputs
 from ppo_edu.lm.preferences import PREFERENCE, Comparison
 from ppo_edu.lm.rewards import last_token
 from ppo_edu.lm.sequences import encode
@@ -50,8 +50,12 @@ class RewardModel(nn.Module):
     def scores(
         self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 256
     ) -> Tensor:
-        """Scores [B] of responses, each read to its end token."""
+        """Scores [B] of responses, each read to its end token, or to the end of the context where a text is longer than that."""
         sequences = encode(tokenizer, prompts, responses, self.device)
+        room = context_length(self.trunk) - sequences.prompt_tokens.shape[1]
+        if room < sequences.tokens.shape[1]:
+            check_context(self.trunk, sequences.prompt_tokens.shape[1], 1)
+            sequences = replace(sequences, tokens=sequences.tokens[:, :room], mask=sequences.mask[:, :room])
         batches = [sequences.rows(index).trimmed() for index in torch.arange(len(sequences), device=self.device).split(batch_size)]
         return torch.cat([self(x.input_ids, x.attention_mask) for x in batches])
 
@@ -68,12 +72,17 @@ class RewardModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "RewardModel":
-        """Read what `save_pretrained` wrote. Raises: ValueError where the head is missing."""
+        """Read what `save_pretrained` wrote. Raises: ValueError where a file is missing or damaged."""
         path = Path(path)
         if not (path / HEAD_NAME).is_file():
             raise ValueError(f"path must be a folder written by RewardModel.save_pretrained, got {path}, which holds no {HEAD_NAME}")
-        model = cls(AutoModel.from_pretrained(path, dtype=dtype, use_safetensors=True))
-        model.load_state_dict(safetensors.torch.load_file(path / HEAD_NAME), strict=False)
+        try:
+            model = cls(load_whole(AutoModel, path, dtype))
+            state = safetensors.torch.load_file(path / HEAD_NAME)
+            model.head.load_state_dict({"weight": state["head.weight"]})
+            model.offset.copy_(state["offset"])
+        except LOADING_ERRORS as error:
+            raise ValueError(f"path must be a folder written by RewardModel.save_pretrained, got {path}: {first_line(error)}") from error
         return model.to(device).eval()
 
 

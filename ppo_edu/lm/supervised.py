@@ -88,7 +88,9 @@ def fit(
             tqdm(total=steps, unit=" steps", disable=not progress) as bar,
         ):
             state = SupervisedState(model, log=run.log)
-            if run.resumed is not None:
+            if run.resumed is None:
+                run.save(state_tensors(state, optimizer))  # so that a run killed before its first checkpoint can be resumed too
+            else:
                 restore(state, optimizer, run)
                 bar.update(state.update)
             stop = state.update >= steps

@@ -20,7 +20,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrain
     As in every tokenizer of transformers, the letters "<eos>" inside a text are read as the end token.
 
     When every word is one token there is nothing left to join, and `len(tokenizer)` stays below `vocab_size`: the review
-    corpus needs about 860 tokens, some 200 of them its words and most of the others their beginnings; sums need the 258 smallest.
+    corpus needs about 690 tokens, some 150 of them its words and most of the others their beginnings; sums need the 258 smallest.
 
     Source: Sennrich et al. 2016 (arXiv:1508.07909), algorithm 1; on bytes: Radford et al. 2019 (GPT-2), section 2.2.
 

@@ -338,7 +338,7 @@ def test_the_first_review_is_the_same_on_every_machine():
     assert review_responses(["I bought this saucepan at the market."], seed=0) == [
         " I love the handle. However, the finish is really ugly. I like this saucepan."
     ]
-    assert sum_prompts(4, seed=0) == ["76+34=", "66+58=", "99+72=", "32+62="]
+    assert sum_prompts(4, seed=0) == ["69+62=", "99+74=", "86+16=", "39+66="]
 
 
 def test_the_reviews_stay_as_they_are():
@@ -444,7 +444,7 @@ def test_sums_are_right(digits, held_out):
         a, b = re.fullmatch(r"(\d+)\+(\d+)=", example.prompt).groups()
         assert a == str(int(a))
         assert b == str(int(b))
-        assert max(int(a), int(b)) < 10**digits
+        assert len(a) == len(b) == digits
         assert example.response == str(int(a) + int(b))
         largest = max(largest, int(a), int(b))
     assert largest > 0.9 * (10**digits - 1)
@@ -465,19 +465,20 @@ def test_held_out_sums_are_never_trained_on_even_turned_round():
         unordered_pairs(prompt for seed in range(4) for prompt in sum_prompts(10_000, seed=seed, held_out=side)) for side in (False, True)
     )
     assert not training & held_out
-    assert len(training | held_out) > 0.98 * 100 * 101 / 2
+    assert len(training | held_out) > 0.98 * 90 * 91 / 2
     assert len(held_out) / len(training | held_out) == pytest.approx(0.2, abs=0.02)
     small_training, small_held_out = (unordered_pairs(sum_prompts(2000, digits=1, seed=9, held_out=side)) for side in (False, True))
-    assert small_held_out <= held_out
-    assert small_training <= training
+    assert not small_training & small_held_out
+    assert len(small_training | small_held_out) == 10 * 11 / 2
     assert len(small_held_out) >= 5
 
 
 def test_operands_are_uniform():
     a = torch.tensor([float(prompt.split("+")[0]) for prompt in sum_prompts(10_000, digits=3, seed=0)])
-    counts = torch.histc(a, bins=10, min=0, max=1000)
-    assert counts.min() > 850
-    assert counts.max() < 1150
+    counts = torch.histc(a, bins=9, min=100, max=1000)
+    assert counts.sum() == 10_000
+    assert counts.min() > 1000
+    assert counts.max() < 1220
 
 
 @pytest.mark.parametrize(
