@@ -51,6 +51,12 @@ def test_importing_the_trainer_brings_in_no_plots_no_command_line_and_no_languag
     assert not added & {"transformers", "matplotlib", "scipy", "tyro", "IPython", "ppo_edu.teach", "ppo_edu.lm"}
 
 
+def test_importing_the_language_models_brings_in_no_environments_and_no_plots():
+    added, _ = added_by("ppo_edu.lm")
+    assert "transformers" in added
+    assert not added & {"gymnasium", "matplotlib", "tyro", "IPython", "ppo_edu.teach", "ppo_edu.control", "ppo_edu.lm.cli"}
+
+
 def test_the_checkers_work_in_plain_python_without_a_notebook():
     added, _ = added_by("ppo_edu.teach.checks")
     assert not added & {"IPython", "matplotlib", "transformers", "tyro"}
@@ -162,7 +168,7 @@ def test_every_public_function_is_fully_annotated(name):
     assert signature.return_annotation is not signature.empty
 
 
-@pytest.mark.parametrize("module", ["ppo_edu", "ppo_edu.core", "ppo_edu.control", "ppo_edu.teach"])
+@pytest.mark.parametrize("module", ["ppo_edu", "ppo_edu.core", "ppo_edu.control", "ppo_edu.lm", "ppo_edu.teach"])
 def test_every_exported_name_exists_once(module):
     exported = importlib.import_module(module).__all__
     assert len(set(exported)) == len(exported)

@@ -6,7 +6,7 @@ import re
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.environment.collectors.toctree import TocTreeCollector
+from sphinx_external_toc.collectors import TocTreeCollectorWithStyles
 
 
 def by_file_name(env: BuildEnvironment) -> None:
@@ -26,14 +26,14 @@ def by_file_name(env: BuildEnvironment) -> None:
 
 def patch(app: Sphinx) -> None:
     """Once every extension is loaded, correct the numbers right after they are assigned: figures and theorems build on them."""
-    assign = TocTreeCollector.assign_section_numbers
+    assign = TocTreeCollectorWithStyles.assign_section_numbers
 
-    def assign_section_numbers(self: TocTreeCollector, env: BuildEnvironment) -> list[str]:
+    def assign_section_numbers(self: TocTreeCollectorWithStyles, env: BuildEnvironment) -> list[str]:
         changed = assign(self, env)
         by_file_name(env)
         return changed
 
-    TocTreeCollector.assign_section_numbers = assign_section_numbers
+    TocTreeCollectorWithStyles.assign_section_numbers = assign_section_numbers
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -84,7 +84,10 @@ def simulate_annotator(
 
 
 def best_accuracy(first_scores: Tensor, second_scores: Tensor, *, noise: float) -> float:
-    """Share of an annotator's choices that somebody who knows the true scores would predict, ties left out: mean of sigmoid(|d|)."""
+    """Share of an annotator's choices that somebody who knows the true scores would predict, ties left out.
+
+    The mean of P(the better one is preferred) = sigmoid(abs(first - second) / noise).
+    """
     check_like("first_scores", first_scores, second_scores=second_scores)
     check_nonnegative(noise=noise)
     return float(preference_probabilities(first_scores, second_scores, noise=noise)[:, :2].amax(-1).mean())

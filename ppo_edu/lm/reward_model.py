@@ -35,6 +35,7 @@ class RewardModel(nn.Module):
         self.head = nn.Linear(lm.config.hidden_size, 1, bias=False, device=lm.device, dtype=lm.dtype)
         nn.init.zeros_(self.head.weight)
         self.register_buffer("offset", torch.zeros((), device=lm.device))
+        self.train(lm.training)
 
     @property
     def device(self) -> torch.device:
@@ -50,14 +51,18 @@ class RewardModel(nn.Module):
     def scores(
         self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 256
     ) -> Tensor:
-        """Scores [B] of responses, each read to its end token, or to the end of the context where a text is longer than that."""
+        """Scores [B] of responses, each read to its end token, or to the end of the context where a text is longer than that. Without dropout."""
         sequences = encode(tokenizer, prompts, responses, self.device)
-        room = context_length(self.trunk) - sequences.prompt_tokens.shape[1]
-        if room < sequences.tokens.shape[1]:
-            check_context(self.trunk, sequences.prompt_tokens.shape[1], 1)
-            sequences = replace(sequences, tokens=sequences.tokens[:, :room], mask=sequences.mask[:, :room])
+        check_context(self.trunk, sequences.prompt_tokens.shape[1], 1)
+        place = sequences.prompt_mask.sum(1, keepdim=True) + torch.arange(sequences.tokens.shape[1], device=self.device)
+        sequences = replace(sequences, mask=sequences.mask & (place < context_length(self.trunk)))
         batches = [sequences.rows(index).trimmed() for index in torch.arange(len(sequences), device=self.device).split(batch_size)]
-        return torch.cat([self(x.input_ids, x.attention_mask) for x in batches])
+        was_training = self.training
+        self.eval()
+        try:
+            return torch.cat([self(x.input_ids, x.attention_mask) for x in batches])
+        finally:
+            self.train(was_training)
 
     def reward_fn(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str], list[str]], Tensor]:
         """This model as the reward_fn(prompts, responses) -> [B] that `train_ppo` takes."""
@@ -160,7 +165,7 @@ def train_reward_model(
 class RewardModelReport:
     """How well a reward model predicts comparisons that it has not seen."""
 
-    accuracy: float  # share of the decided comparisons whose preferred response scores higher
+    accuracy: float  # share of the decided comparisons whose preferred response scores higher; equal scores count half
     loss: float  # negative log-likelihood per comparison, in nats; log 2 is guessing
     calibration_error: float  # mean |predicted - observed| over the bins, weighted by their size
     predicted: Tensor  # [bins] mean predicted probability that the first is preferred; NaN for an empty bin
@@ -185,14 +190,14 @@ def evaluate_reward_model(
     decided = targets != 0.5
     if not decided.any():
         raise ValueError("comparisons must hold at least one that is not a tie")
-    right = (difference > 0) == (targets > 0.5)
+    right = 0.5 + (targets - 0.5) * difference.sign()
     place = (probability * bins).long().clamp(max=bins - 1)
     counts = torch.bincount(place, minlength=bins)
     predicted = torch.bincount(place, weights=probability, minlength=bins) / counts
     observed = torch.bincount(place, weights=targets, minlength=bins) / counts
     gaps = torch.where(counts > 0, (predicted - observed).abs(), 0.0)
     return RewardModelReport(
-        accuracy=float(right[decided].float().mean()),
+        accuracy=float(right[decided].mean()),
         loss=float(F.binary_cross_entropy_with_logits(difference, targets)),
         calibration_error=float((gaps * counts).sum() / counts.sum()),
         predicted=predicted.cpu(),

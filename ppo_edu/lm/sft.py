@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ppo_edu.core import masked_mean
 from ppo_edu.lm.corpus import Example
 from ppo_edu.lm.generation import check_context
-from ppo_edu.lm.models import PolicyWithValue, check_vocabulary, sequence_log_probs
+from ppo_edu.lm.models import PolicyWithValue, check_vocabulary, language_model, sequence_log_probs
 from ppo_edu.lm.sequences import encode
 from ppo_edu.lm.supervised import Callback, SupervisedConfig, SupervisedState, fit
 from ppo_edu.runs import fingerprint
@@ -81,6 +81,7 @@ def perplexity(
     Source: Jelinek et al. 1977.
     """
     sequences = encode(tokenizer, prompts, responses, lm.device)
+    check_context(language_model(lm), sequences.prompt_tokens.shape[1], sequences.tokens.shape[1])
     total = count = 0.0
     for index in torch.arange(len(sequences), device=lm.device).split(batch_size):
         batch = sequences.rows(index).trimmed()

@@ -44,6 +44,7 @@ class SupervisedState:
     """Where a training stands; what a callback sees after each step."""
 
     model: nn.Module
+    seed: int = 0
     update: int = 0
     seconds: float = 0.0  # callbacks excluded
     log: list[Row] = field(default_factory=list)
@@ -70,8 +71,10 @@ def fit(
 ) -> SupervisedState:
     """Minimise loss_fn(index of the examples in the batch) -> scalar. The same seed gives the same weights.
 
+    A resumed run asks the callback first, so that one which it had stopped stays where it is.
+
     `kind` and `identity` say what a checkpoint belongs to. The order of each epoch follows from the seed and the epoch
-    alone, so a resumed run sees the examples that an unbroken one would.
+    alone (the seed is the checkpoint's), so a resumed run sees the examples that an unbroken one would.
     """
     check_count(checkpoint_every=checkpoint_every)
     started = time.perf_counter()
@@ -87,19 +90,22 @@ def fit(
             deferred_interrupt() as interrupted,
             tqdm(total=steps, unit=" steps", disable=not progress) as bar,
         ):
-            state = SupervisedState(model, log=run.log)
+            state = SupervisedState(model, seed, log=run.log)
             if run.resumed is None:
                 run.save(state_tensors(state, optimizer))  # so that a run killed before its first checkpoint can be resumed too
             else:
                 restore(state, optimizer, run)
                 bar.update(state.update)
+                if callback is not None and callback(state):
+                    steps = state.update
+                started = time.perf_counter()
             stop = state.update >= steps
             while not stop:
                 epoch, part = divmod(state.update, per_epoch)
                 rate = config.learning_rate * scheduled(state.update, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = loss_fn(epoch_order(num_examples, seed, epoch).tensor_split(per_epoch)[part])
+                loss = loss_fn(epoch_order(num_examples, state.seed, epoch).tensor_split(per_epoch)[part])
                 optimizer.zero_grad()
                 loss.backward()
                 grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
@@ -142,6 +148,7 @@ def state_tensors(state: SupervisedState, optimizer: torch.optim.Optimizer) -> d
         **module_tensors(state.model, "model."),
         **optimizer_tensors(optimizer),
         "random.torch": torch.get_rng_state(),
+        "seed": torch.tensor(state.seed),
         "seconds": torch.tensor(state.seconds, dtype=torch.float64),
     }
 
@@ -152,5 +159,5 @@ def restore(state: SupervisedState, optimizer: torch.optim.Optimizer, run: Run) 
     load_into(state.model, tensors, "model.")
     restore_optimizer(optimizer, tensors)
     torch.set_rng_state(tensors["random.torch"])
-    state.seconds = float(tensors["seconds"])
+    state.seed, state.seconds = int(tensors["seed"]), float(tensors["seconds"])
     state.update = run.resumed.update

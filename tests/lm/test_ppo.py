@@ -440,6 +440,13 @@ def test_a_callback_sees_samples_that_agree_with_the_log():
     assert column(result.log, "kl").max() > 0.1
 
 
+def test_every_update_draws_prompts_and_responses_anew():
+    batches = []
+    run(config=small(learning_rate=0.0), callback=lambda state: batches.append([(s.prompt, s.response) for s in state.samples]))
+    assert len({tuple(batch) for batch in batches}) == 6
+    assert len({tuple(prompt for prompt, _ in batch) for batch in batches}) == 6
+
+
 def test_a_callback_that_returns_true_stops_the_training_and_any_other_value_does_not():
     assert len(run(callback=lambda state: state.update == 3).log) == 3
     assert len(run(callback=lambda state: None).log) == 6
