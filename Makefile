@@ -69,8 +69,9 @@ test: lint $(BUILT)  ## style, unit tests, the built site in a browser, and ever
 verify: $(INSTALLED)  ## the long checks: several seeds, whole pipelines
 	$(RUN) -m pytest -m verify
 
-bench: $(INSTALLED)  ## this package beside its peers on CartPole
+bench: $(INSTALLED)  ## this package beside its peers: CartPole, and a language model (TRL_PYTHON: see benchmarks/lm_vs_peers.py)
 	$(RUN) -m benchmarks.cartpole_vs_peers
+	$(RUN) -m benchmarks.lm_vs_peers
 
 clean:  ## remove what was built (the environment stays)
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ from ppo_edu.lm.tokenizer import train_tokenizer
 from ppo_edu.runs import CHECKPOINT_NAME, Row
 
 REVIEW_TOKENS = 32  # the longest review has 29
-REVIEW_EXAMPLES, REVIEW_COMPARISONS = 16_000, 8_000
+REVIEW_EXAMPLES, REVIEW_COMPARISONS = 16_000, 12_000
 REVIEW_SFT = SupervisedConfig()
 REVIEW_REWARD_MODEL = SupervisedConfig(learning_rate=1e-3)
 REVIEW_PPO = LMPPOConfig(updates=60, max_new_tokens=REVIEW_TOKENS, kl_coef=0.3)

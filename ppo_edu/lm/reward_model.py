@@ -179,7 +179,7 @@ def evaluate_reward_model(
 ) -> RewardModelReport:
     """Accuracy, loss and calibration on held-out comparisons. A predicted 70 % should come true in 70 % of the cases.
 
-    Source: expected calibration error as in Guo et al. 2017 (arXiv:1706.04599), equation 5.
+    Source: expected calibration error as in Guo et al. 2017 (arXiv:1706.04599), section 2.
     """
     check_count(bins=bins)
     prompts = [x.prompt for x in comparisons]

@@ -95,74 +95,77 @@ def test_a_config_is_frozen_and_every_field_says_what_it_is():
 # Arguments: refused before anything is touched ----------------------------------------------------------------------------
 
 
-def bad_arguments():
-    """Name, what to replace (made on the spot), and the message."""
-    model = make_lm("gpt2", seed=1)
-    shared = make_lm("gpt2", seed=2)
-    return {
-        "policy: a language model": ({"policy": make_lm("gpt2")}, r"policy must be a PolicyWithValue, got GPT2LMHeadModel; wrap the model"),
-        "policy: text": ({"policy": "gpt2"}, "policy must be a PolicyWithValue, got str"),
-        "prompts: none": ({"prompts": []}, "prompts must be a non-empty list of strings, got list"),
-        "prompts: text": ({"prompts": "a b"}, "prompts must be a non-empty list of strings, got str 'a b'"),
-        "prompts: an iterator": ({"prompts": iter(PROMPTS)}, "prompts must be a non-empty list of strings"),
-        "prompts: an empty one": ({"prompts": ["a", ""]}, r"prompts\[1\] must be a non-empty string, got str ''"),
-        "prompts: one without tokens": ({"prompts": ["a", "b", "  "]}, r"prompts\[2\] must have at least one token, got '  '"),
-        "prompts: a number": ({"prompts": ["a", 3]}, r"prompts\[1\] must be a non-empty string, got int 3"),
-        "prompts: one too long": (
-            {"prompts": ["a", "b " * 28]},
-            "prompts must leave room for max_new_tokens .* context of 32 tokens, got a prompt of 28 tokens and max_new_tokens 5",
-        ),
-        "prompts: one longer than the context": ({"prompts": ["b " * 99]}, "prompts must leave room .* got a prompt of 99 tokens"),
-        "tokenizer: no pad token": ({"tokenizer": make_tokenizer(pad_token=None)}, "tokenizer must have its pad_token set"),
-        "tokenizer: no end token": ({"tokenizer": make_tokenizer(eos_token=None)}, "tokenizer must have its eos_token set"),
-        "tokenizer: fewer words": (
-            {"tokenizer": make_tokenizer(WORDS[:-1])},
-            "tokenizer must have the model's vocabulary .* got 9",
-        ),
-        "tokenizer: more words": (
-            {"tokenizer": make_tokenizer((*WORDS, "h"))},
-            "tokenizer must have the model's vocabulary .* got 11",
-        ),
-        "reference: the policy's own model": (
-            {"policy": PolicyWithValue(model), "reference": model},
-            "reference must share no parameters with the policy, which moves",
-        ),
-        "reference: the policy itself": (
-            {"policy": (itself := PolicyWithValue(make_lm("gpt2"))), "reference": itself},
-            "reference must share no parameters with the policy",
-        ),
-        "reference: the critic's trunk": (
-            {"policy": PolicyWithValue(make_lm("gpt2"), shared), "reference": shared},
-            "reference must share no parameters with the policy",
-        ),
-        "reference: another vocabulary": (
-            {"reference": make_lm("gpt2", vocab_size=20)},
-            "tokenizer must have the model's vocabulary of 20 tokens",
-        ),
-        "reference: a name": ({"reference": "gpt2"}, "reference must be a causal LM of transformers, got str"),
-        "seed: negative": ({"seed": -1}, "seed must be an int"),
-        "seed: a float": ({"seed": 1.0}, "seed must be an int"),
-        "checkpoint_every: 0": ({"checkpoint_every": 0}, "checkpoint_every must be an int of at least 1"),
-        "tensorboard: no directory": ({"tensorboard": True, "resume": None}, "tensorboard needs log_dir"),
-        "resume: nothing there": ({"resume": "nowhere"}, "no checkpoint at nowhere"),
-    }
+def own_model():
+    lm = make_lm("gpt2")
+    return {"policy": PolicyWithValue(lm), "reference": lm}
 
 
-@pytest.mark.parametrize("case", bad_arguments())
-def test_a_bad_argument_is_named_and_nothing_is_touched(case, tmp_path):
-    run(log_dir=tmp_path, callback=lambda state: state.update == 2)
-    before = contents(tmp_path)
-    changes, message = bad_arguments()[case]
-    policy = changes.get("policy") or make_policy()
-    start = weights(policy) if isinstance(policy, torch.nn.Module) else {}
-    calls = []
+def own_policy():
+    policy = make_policy()
+    return {"policy": policy, "reference": policy}
+
+
+def own_critic():
+    critic = make_lm("gpt2", seed=2)
+    return {"policy": PolicyWithValue(make_lm("gpt2"), critic), "reference": critic}
+
+
+ARGUMENTS = {  # what replaces the good ones, and the message
+    "policy: a language model": (
+        lambda: {"policy": make_lm("gpt2")},
+        "policy must be a PolicyWithValue, got GPT2LMHeadModel; wrap the model",
+    ),
+    "policy: text": (lambda: {"policy": "gpt2"}, "policy must be a PolicyWithValue, got str"),
+    "prompts: none": (lambda: {"prompts": []}, "prompts must be a non-empty list of strings, got list"),
+    "prompts: text": (lambda: {"prompts": "a b"}, "prompts must be a non-empty list of strings, got str 'a b'"),
+    "prompts: an iterator": (lambda: {"prompts": iter(PROMPTS)}, "prompts must be a non-empty list of strings"),
+    "prompts: an empty one": (lambda: {"prompts": ["a", ""]}, r"prompts\[1\] must be a non-empty string, got str ''"),
+    "prompts: one without tokens": (lambda: {"prompts": ["a", "b", "  "]}, r"prompts\[2\] must have at least one token, got '  '"),
+    "prompts: a number": (lambda: {"prompts": ["a", 3]}, r"prompts\[1\] must be a non-empty string, got int 3"),
+    "prompts: one too long": (
+        lambda: {"prompts": ["a", "b " * 28]},
+        "prompts must leave room for max_new_tokens .* context of 32 tokens, got a prompt of 28 tokens and max_new_tokens 5",
+    ),
+    "prompts: one longer than the context": (lambda: {"prompts": ["b " * 99]}, "prompts must leave room .* got a prompt of 99 tokens"),
+    "tokenizer: no pad token": (lambda: {"tokenizer": make_tokenizer(pad_token=None)}, "tokenizer must have its pad_token set"),
+    "tokenizer: no end token": (lambda: {"tokenizer": make_tokenizer(eos_token=None)}, "tokenizer must have its eos_token set"),
+    "tokenizer: fewer words": (lambda: {"tokenizer": make_tokenizer(WORDS[:-1])}, "tokenizer must have the model's vocabulary .* got 9"),
+    "tokenizer: more words": (lambda: {"tokenizer": make_tokenizer((*WORDS, "h"))}, "tokenizer must have the model's vocabulary .* got 11"),
+    "reference: the policy's own model": (own_model, "reference must share no parameters with the policy, which moves"),
+    "reference: the policy itself": (own_policy, "reference must share no parameters with the policy"),
+    "reference: the critic's model": (own_critic, "reference must share no parameters with the policy"),
+    "reference: another vocabulary": (lambda: {"reference": make_lm("gpt2", vocab_size=20)}, "the model's vocabulary of 20 tokens"),
+    "reference: a name": (lambda: {"reference": "gpt2"}, "reference must be a causal LM of transformers, got str"),
+    "seed: negative": (lambda: {"seed": -1}, "seed must be an int"),
+    "seed: a float": (lambda: {"seed": 1.0}, "seed must be an int"),
+    "checkpoint_every: 0": (lambda: {"checkpoint_every": 0}, "checkpoint_every must be an int of at least 1"),
+    "tensorboard: no directory": (lambda: {"tensorboard": True, "resume": None}, "tensorboard needs log_dir"),
+    "resume: nothing there": (lambda: {"resume": "nowhere"}, "no checkpoint at nowhere"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The directory of a run stopped after two updates, which every refused call leaves as it is."""
+    directory = tmp_path_factory.mktemp("stopped")
+    run(log_dir=directory, callback=lambda state: state.update == 2)
+    return directory
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_a_bad_argument_is_named_and_nothing_is_touched(case, stopped):
+    before = contents(stopped)
+    make_changes, message = ARGUMENTS[case]
+    changes = {"policy": make_policy()} | make_changes()
+    modules = [x for x in changes.values() if isinstance(x, torch.nn.Module)]
+    start, calls = [weights(module) for module in modules], []
     with pytest.raises(ValueError, match=message):
-        run(**({"policy": policy, "resume": tmp_path, "reward_fn": lambda *args: calls.append(args)} | changes))
-    assert contents(tmp_path) == before
+        run(**({"resume": stopped, "reward_fn": lambda *args: calls.append(args)} | changes))
+    assert contents(stopped) == before
     assert not calls
-    if isinstance(policy, torch.nn.Module):
-        assert same(weights(policy), start)
-        assert all(p.requires_grad for p in policy.parameters())
+    for module, state in zip(modules, start, strict=True):
+        assert same(weights(module), state)
+        assert all(p.requires_grad for p in module.parameters())
 
 
 def test_a_few_unused_rows_of_the_models_vocabulary_are_let_pass():
@@ -200,8 +203,16 @@ REWARDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The directory of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(log_dir=directory)
+    return directory
+
+
 @pytest.mark.parametrize("case", REWARDS)
-def test_a_bad_reward_is_named_and_the_last_checkpoint_continues_the_run(case, tmp_path):
+def test_a_bad_reward_is_named_and_the_last_checkpoint_continues_the_run(case, tmp_path, whole):
     bad, message = REWARDS[case]
     calls = []
 
@@ -215,8 +226,7 @@ def test_a_bad_reward_is_named_and_the_last_checkpoint_continues_the_run(case, t
         assert isinstance(caught.value.__cause__, OwnError)
     assert saved(tmp_path / "parts")[0] == 2
     run(resume=tmp_path / "parts")
-    run(log_dir=tmp_path / "whole")
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert_same_run(tmp_path / "parts", whole)
 
 
 def test_scores_of_any_number_type_will_do():

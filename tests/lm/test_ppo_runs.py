@@ -28,6 +28,14 @@ def stop_at(update):
     return lambda state: state.update == update
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The directory of a run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("whole")
+    run(log_dir=directory)
+    return directory
+
+
 # Stopping and resuming ----------------------------------------------------------------------------------------------------
 
 
@@ -50,12 +58,11 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, update, value, changes):
     assert len(resumed.log) == len(whole.log) == 6
 
 
-def test_resuming_at_every_update_changes_nothing(tmp_path):
-    run(log_dir=tmp_path / "whole")
+def test_resuming_at_every_update_changes_nothing(tmp_path, whole):
     run(log_dir=tmp_path / "parts", callback=lambda state: True)
     for _ in range(5):
         run(resume=tmp_path / "parts", callback=lambda state: True)
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert_same_run(tmp_path / "parts", whole)
 
 
 def test_a_reward_function_that_draws_random_numbers_continues_its_sequence(tmp_path):
@@ -99,12 +106,11 @@ def test_tied_and_untied_heads_both_survive_a_checkpoint(tmp_path, tie_word_embe
     assert (resumed.lm.lm_head.weight is resumed.lm.transformer.wte.weight) == tie_word_embeddings
 
 
-def test_log_rows_after_the_checkpoint_are_cut(tmp_path):
+def test_log_rows_after_the_checkpoint_are_cut(tmp_path, whole):
     def fail_at_3(state):
         if state.update == 3:
             raise RuntimeError("power failure")
 
-    run(log_dir=tmp_path / "whole")
     with pytest.raises(RuntimeError, match="power failure"):
         run(log_dir=tmp_path / "parts", checkpoint_every=2, callback=fail_at_3)
     assert len(read_log(tmp_path / "parts" / LOG_NAME)) == 3
@@ -112,7 +118,7 @@ def test_log_rows_after_the_checkpoint_are_cut(tmp_path):
     rows = []
     run(resume=tmp_path / "parts", callback=lambda state: rows.append(len(state.log)))
     assert rows == [3, 4, 5, 6]
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert_same_run(tmp_path / "parts", whole)
 
 
 def test_checkpoints_come_every_so_many_updates_and_at_the_end(tmp_path):
@@ -228,7 +234,7 @@ def test_killed_at_any_moment_and_resumed_a_run_ends_bit_for_bit_as_the_whole_on
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_ends_the_update_and_writes_a_checkpoint_and_a_second_one_interrupts_at_once(tmp_path, times):
+def test_ctrl_c_ends_the_update_and_writes_a_checkpoint_and_a_second_one_interrupts_at_once(tmp_path, times, whole):
     def press(state):
         if state.update == 3:
             for _ in range(times):
@@ -240,8 +246,7 @@ def test_ctrl_c_ends_the_update_and_writes_a_checkpoint_and_a_second_one_interru
     assert signal.getsignal(signal.SIGINT) is handler
     assert saved(tmp_path / "parts")[0] == (3 if times == 1 else 0)
     run(resume=tmp_path / "parts")
-    run(log_dir=tmp_path / "whole")
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    assert_same_run(tmp_path / "parts", whole)
 
 
 def test_ctrl_c_in_the_reward_function_ends_the_update_first(tmp_path):
@@ -282,7 +287,7 @@ def fail(*args, **kwargs):
 
 @pytest.mark.parametrize(("place", "name", "replacement"), [("os", "fsync", fail), ("os", "replace", fail), ("", "open", FullFile)])
 @pytest.mark.parametrize("update", [0, 3])
-def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, place, name, replacement, update):
+def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(tmp_path, monkeypatch, place, name, replacement, update, whole):
     parts = tmp_path / "parts"
     with monkeypatch.context() as full:
         module = runs.os if place else runs
@@ -304,11 +309,10 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(tmp_path, 
         assert sorted(contents(parts)) == sorted([CHECKPOINT_NAME, LOG_NAME, REFERENCE_NAME])
         assert saved(parts)[0] == 2
         run(resume=parts)
-    run(log_dir=tmp_path / "whole")
-    assert_same_run(parts, tmp_path / "whole")
+    assert_same_run(parts, whole)
 
 
-def test_a_log_that_cannot_grow_is_one_clear_error_and_the_run_resumes(tmp_path):
+def test_a_log_that_cannot_grow_is_one_clear_error_and_the_run_resumes(tmp_path, whole):
     """Nothing is replaced here: the operating system itself ends the file in the middle of a row."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     parts = tmp_path / "parts"
@@ -325,8 +329,7 @@ def test_a_log_that_cannot_grow_is_one_clear_error_and_the_run_resumes(tmp_path)
     assert saved(parts)[0] == 2
     assert (parts / LOG_NAME).read_bytes().count(b"\n") == 3
     run(resume=parts)
-    run(log_dir=tmp_path / "whole")
-    assert_same_run(parts, tmp_path / "whole")
+    assert_same_run(parts, whole)
 
 
 # Memory -------------------------------------------------------------------------------------------------------------------

@@ -144,8 +144,12 @@ def test_the_best_accuracy_is_reached_by_who_knows_the_scores():
     n = 20_000
     scores = torch.randn(n, generator=torch.Generator().manual_seed(0))
     texts = (["p"] * n, ["x"] * n, ["y"] * n)
-    decided = [(c.preferred == "first", s > 0) for c, s in zip(simulate_annotator(*texts, scores, torch.zeros(n), seed=1), scores, strict=True)]
-    assert np.mean([chosen == known for chosen, known in decided]) == pytest.approx(best_accuracy(scores, torch.zeros(n), noise=1.0), abs=0.012)
+    decided = [
+        (c.preferred == "first", s > 0) for c, s in zip(simulate_annotator(*texts, scores, torch.zeros(n), seed=1), scores, strict=True)
+    ]
+    assert np.mean([chosen == known for chosen, known in decided]) == pytest.approx(
+        best_accuracy(scores, torch.zeros(n), noise=1.0), abs=0.012
+    )
 
 
 # On disk ------------------------------------------------------------------------------------------------------------------
