@@ -105,7 +105,11 @@ def fit(
                 rate = config.learning_rate * scheduled(state.update, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = loss_fn(epoch_order(num_examples, state.seed, epoch).tensor_split(per_epoch)[part])
+                index = epoch_order(num_examples, state.seed, epoch).tensor_split(per_epoch)[part]
+                try:
+                    loss = loss_fn(index)
+                except ValueError as error:  # the examples were checked before: what is refused now are the model's numbers
+                    raise FloatingPointError(f"training diverged at step {state.update + 1}: {error}") from error
                 optimizer.zero_grad()
                 loss.backward()
                 grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)

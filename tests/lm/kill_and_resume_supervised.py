@@ -25,7 +25,12 @@ COMPARISONS = [Comparison(x, "a a", "b", "first" if "a" in x else "tie") for x i
 CONFIG = SupervisedConfig(epochs=3, batch_size=3, learning_rate=1e-2)  # 6 steps
 EVERY = 2  # checkpoints at steps 0, 2, 4 and 6
 # name: which call of os.replace, or of Run.append, kills the process instead of doing its work
-MOMENTS = {"before-the-first-checkpoint": ("replace", 1), "in-the-first-step": ("append", 1), "later": ("append", 4), "last": ("replace", 4)}
+MOMENTS = {
+    "before-the-first-checkpoint": ("replace", 1),
+    "in-the-first-step": ("append", 1),
+    "later": ("append", 4),
+    "last": ("replace", 4),
+}
 
 
 def train(kind: str, seed: int, **options) -> torch.nn.Module:

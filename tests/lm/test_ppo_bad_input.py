@@ -113,7 +113,7 @@ def own_critic():
 ARGUMENTS = {  # what replaces the good ones, and the message
     "policy: a language model": (
         lambda: {"policy": make_lm("gpt2")},
-        "policy must be a PolicyWithValue, got GPT2LMHeadModel; wrap the model",
+        "policy must be a PolicyWithValue, got GPT2LMHeadModel; wrap",
     ),
     "policy: text": (lambda: {"policy": "gpt2"}, "policy must be a PolicyWithValue, got str"),
     "prompts: none": (lambda: {"prompts": []}, "prompts must be a non-empty list of strings, got list"),

@@ -188,7 +188,7 @@ def test_a_run_that_its_callback_stopped_stays_where_it_is_under_the_same_callba
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path):
-    whole, before = run(log_dir=tmp_path), None
+    whole = run(log_dir=tmp_path)
     before = contents(tmp_path)
     again = run(Line(seed=9), resume=tmp_path)
     assert same(weights(again.model), weights(whole.model))
