@@ -51,7 +51,7 @@ class RewardModel(nn.Module):
     def scores(
         self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 256
     ) -> Tensor:
-        """Scores [B] of responses, each read to its end token, or to the end of the context where a text is longer than that. Without dropout."""
+        """Scores [B] of responses, each read to its end token, or to the end of the context where that comes first. Without dropout."""
         sequences = encode(tokenizer, prompts, responses, self.device)
         check_context(self.trunk, sequences.prompt_tokens.shape[1], 1)
         place = sequences.prompt_mask.sum(1, keepdim=True) + torch.arange(sequences.tokens.shape[1], device=self.device)

@@ -37,6 +37,7 @@ def micro(monkeypatch):
     sizes = {"REVIEW_EXAMPLES": 64, "REVIEW_COMPARISONS": 32, "SUM_EXAMPLES": 320, "EVALUATION_PROMPTS": 16, "SUM_START": 2.0}
     sizes |= {"REVIEW_SFT": supervised, "REVIEW_REWARD_MODEL": supervised, "SUM_SFT": supervised}
     sizes |= {"REVIEW_PPO": ppo, "SUM_PPO": ppo, "SUM_MODEL": {"layers": 1, "width": 16, "context": 16}, "REVIEW_TOKENS": 12}
+    sizes["review_prompts"] = lambda n, **options: review_prompts(min(n, 100), **options)
     sizes["sum_prompts"] = lambda n, **options: sum_prompts(min(n, 100), **options)
     sizes["addition_reward"] = lambda prompts, responses: torch.tensor([len(x) % 2.0 for x in responses])  # such a model gets no sum right
     for name, value in sizes.items():

@@ -335,7 +335,7 @@ def test_a_folder_that_is_no_reward_model_is_refused(tmp_path, damage):
         save_file({"head.weight": torch.zeros(1, 16)}, head)
     elif damage == "wider head":
         save_file({"head.weight": torch.zeros(1, 17), "offset": torch.zeros(())}, head)
-    with pytest.raises(ValueError, match="path must be a folder written by RewardModel.save_pretrained"):
+    with pytest.raises(ValueError, match=r"path must be a folder written by RewardModel\.save_pretrained"):
         RewardModel.from_pretrained(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_each_epoch_visits_each_example_once_in_another_order(batch_size):
     state = run(model, SupervisedConfig(epochs=3, batch_size=batch_size))
     per_epoch = max(1, round(N / batch_size))
     assert state.update == len(model.visited) == 3 * per_epoch
-    epochs = [sum(model.visited[i : i + per_epoch], []) for i in range(0, 3 * per_epoch, per_epoch)]
+    epochs = [[i for batch in model.visited[k : k + per_epoch] for i in batch] for k in range(0, 3 * per_epoch, per_epoch)]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
     sizes = [len(batch) for batch in model.visited]
