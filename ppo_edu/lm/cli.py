@@ -5,7 +5,6 @@ A run's directory holds, beside its log and checkpoint, `options.json` (what it 
 """
 
 import json
-import math
 import os
 import random
 import shutil
@@ -25,8 +24,8 @@ from ppo_edu.core.validation import check_count, check_nonnegative
 from ppo_edu.lm import pipeline
 from ppo_edu.lm.corpus import Example, addition_reward, gold_score, make_reviews, make_sums, review_prompts, sum_prompts
 from ppo_edu.lm.evaluation import evaluate_policy
-from ppo_edu.lm.generation import generate
-from ppo_edu.lm.models import LOADING_ERRORS, PolicyWithValue, load_causal_lm, make_gpt2
+from ppo_edu.lm.generation import context_length, generate
+from ppo_edu.lm.models import LOADING_ERRORS, PolicyWithValue, first_line, load_causal_lm, make_gpt2
 from ppo_edu.lm.ppo import LMPPOConfig, RewardFn, TrainState, train_ppo
 from ppo_edu.lm.preferences import Comparison, best_accuracy, load_comparisons, save_comparisons
 from ppo_edu.lm.reward_model import HEAD_NAME, RewardModel, evaluate_reward_model, train_reward_model
@@ -61,10 +60,24 @@ class Task:
 
 TASKS = {
     "reviews": Task(
-        make_reviews, review_prompts, gold_score, pipeline.REVIEW_EXAMPLES, 4_000, {}, pipeline.REVIEW_SFT, pipeline.REVIEW_PPO
+        make_reviews,
+        review_prompts,
+        gold_score,
+        pipeline.REVIEW_EXAMPLES,
+        pipeline.REVIEW_PROMPTS,
+        {},
+        pipeline.REVIEW_SFT,
+        pipeline.REVIEW_PPO,
     ),
     "addition": Task(
-        make_sums, sum_prompts, addition_reward, pipeline.SUM_EXAMPLES, 20_000, pipeline.SUM_MODEL, pipeline.SUM_SFT, pipeline.SUM_PPO
+        make_sums,
+        sum_prompts,
+        addition_reward,
+        pipeline.SUM_EXAMPLES,
+        pipeline.SUM_PROMPTS,
+        pipeline.SUM_MODEL,
+        pipeline.SUM_SFT,
+        pipeline.SUM_PPO,
     ),
 }
 TaskName = Literal["reviews", "addition"]
@@ -361,7 +374,7 @@ def run_sample(options: SampleOptions) -> None:
         prompts = TASKS[options.task or task_of(options.run)].prompts(DEFAULT_PROMPTS, seed=options.seed, held_out=True)
     longest = options.max_new_tokens
     if longest is None:
-        left = getattr(lm.config, "max_position_embeddings", math.inf) - encode_prompts(tokenizer, prompts)[0].shape[1]
+        left = context_length(lm) - encode_prompts(tokenizer, prompts)[0].shape[1]
         longest = max(1, min(DEFAULT_TOKENS, left))
     settings = {"max_new_tokens": longest, "temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     repeated = [prompt for prompt in prompts for _ in range(options.num_samples)]
@@ -651,8 +664,3 @@ def write_lines(lines: list[str]) -> None:
 def report_training(state: SupervisedState) -> None:
     """Say what a supervised training came to."""
     print(f"trained {state.update} steps in {state.seconds:.1f} s to a loss of {state.log[-1]['loss']:.3f}")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return str(error).strip().split("\n")[0]

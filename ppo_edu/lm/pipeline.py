@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,14 +25,14 @@ from ppo_edu.lm.tokenizer import train_tokenizer
 from ppo_edu.runs import CHECKPOINT_NAME, Row
 
 REVIEW_TOKENS = 32  # the longest review has 29
-REVIEW_EXAMPLES, REVIEW_COMPARISONS = 16_000, 12_000
+REVIEW_EXAMPLES, REVIEW_COMPARISONS, REVIEW_PROMPTS = 16_000, 12_000, 4_000
 REVIEW_SFT = SupervisedConfig()
 REVIEW_REWARD_MODEL = SupervisedConfig(learning_rate=1e-3)
 REVIEW_PPO = LMPPOConfig(updates=60, max_new_tokens=REVIEW_TOKENS, kl_coef=0.3)
 ANNOTATOR_NOISE = 0.25  # in units of the gold score, whose range is 2
 
 SUM_TOKENS = 4
-SUM_EXAMPLES = 30_000
+SUM_EXAMPLES, SUM_PROMPTS = 30_000, 20_000
 SUM_MODEL = {"layers": 3, "width": 96, "context": 16, "init_std": 0.1}
 SUM_SFT = SupervisedConfig(batch_size=64, learning_rate=3e-3)
 SUM_START = 0.3  # supervised training stops once this share of sums is right: PPO is to do the rest
@@ -129,21 +130,21 @@ def _reviews(seed: int, directory: Path | None, progress: bool, callback: ppo.Ca
     reward_report = evaluate_reward_model(reward_model, tokenizer, held_out)
     clock.stop("reward model")
 
-    policy = PolicyWithValue(copy.deepcopy(lm))
-    prompts = review_prompts(4_000, seed=seed)
-    reward_fn = reward_model.reward_fn(tokenizer)
-    place = _place(directory, "ppo")
-    result = train_ppo(
-        policy, tokenizer, prompts, reward_fn, REVIEW_PPO, reference=lm, seed=seed, progress=progress, callback=callback, **place
+    policy, log, before, after = _learn(
+        lm,
+        tokenizer,
+        review_prompts(REVIEW_PROMPTS, seed=seed),
+        reward_model.reward_fn(tokenizer),
+        REVIEW_PPO,
+        held_out=review_prompts(EVALUATION_PROMPTS, seed=seed, held_out=True),
+        score_fn=gold_score,
+        clock=clock,
+        seed=seed,
+        progress=progress,
+        callback=callback,
+        **_place(directory, "ppo"),
     )
-    clock.stop("PPO")
-
-    test = review_prompts(EVALUATION_PROMPTS, seed=seed, held_out=True)
-    before, after = (
-        evaluate_policy(model, tokenizer, test, gold_score, reference=lm, max_new_tokens=REVIEW_TOKENS, seed=seed) for model in (lm, policy)
-    )
-    clock.stop("evaluation")
-    return PipelineResult("reviews", tokenizer, lm, reward_model, policy, result.log, before, after, reward_report, best, clock.seconds)
+    return PipelineResult("reviews", tokenizer, lm, reward_model, policy, log, before, after, reward_report, best, clock.seconds)
 
 
 def _addition(seed: int, directory: Path | None, progress: bool, callback: ppo.Callback | None) -> PipelineResult:
@@ -163,21 +164,46 @@ def _addition(seed: int, directory: Path | None, progress: bool, callback: ppo.C
     )
     clock.stop("supervised start")
 
-    policy = PolicyWithValue(copy.deepcopy(lm))
-    prompts = sum_prompts(20_000, seed=seed)
-    place = _place(directory, "ppo")
-    result = train_ppo(
-        policy, tokenizer, prompts, addition_reward, SUM_PPO, reference=lm, seed=seed, progress=progress, callback=callback, **place
+    policy, log, before, after = _learn(
+        lm,
+        tokenizer,
+        sum_prompts(SUM_PROMPTS, seed=seed),
+        addition_reward,
+        SUM_PPO,
+        held_out=sum_prompts(EVALUATION_PROMPTS, seed=seed, held_out=True),
+        score_fn=addition_reward,
+        clock=clock,
+        seed=seed,
+        progress=progress,
+        callback=callback,
+        **_place(directory, "ppo"),
     )
-    clock.stop("PPO")
+    return PipelineResult("addition", tokenizer, lm, None, policy, log, before, after, None, None, clock.seconds)
 
-    test = sum_prompts(EVALUATION_PROMPTS, seed=seed, held_out=True)
+
+def _learn(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    reward_fn: ppo.RewardFn,
+    config: LMPPOConfig,
+    *,
+    held_out: list[str],
+    score_fn: ppo.RewardFn,
+    clock: "_Clock",
+    seed: int,
+    **run: Any,
+) -> tuple[PolicyWithValue, list[Row], Evaluation, Evaluation]:
+    """PPO from a supervised start, then what start and policy write on held-out prompts: (policy, log, before, after)."""
+    policy = PolicyWithValue(copy.deepcopy(lm))
+    result = train_ppo(policy, tokenizer, prompts, reward_fn, config, reference=lm, seed=seed, **run)
+    clock.stop("PPO")
     before, after = (
-        evaluate_policy(model, tokenizer, test, addition_reward, reference=lm, max_new_tokens=SUM_TOKENS, seed=seed)
+        evaluate_policy(model, tokenizer, held_out, score_fn, reference=lm, max_new_tokens=config.max_new_tokens, seed=seed)
         for model in (lm, policy)
     )
     clock.stop("evaluation")
-    return PipelineResult("addition", tokenizer, lm, None, policy, result.log, before, after, None, None, clock.seconds)
+    return policy, result.log, before, after
 
 
 def stop_at(share: float, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> Callable[[SupervisedState], bool]:
