@@ -3,6 +3,7 @@
 from ppo_edu.control.evaluation import evaluate
 from ppo_edu.control.networks import CategoricalPolicy, Policy, make_policy
 from ppo_edu.control.ppo import PPOConfig, TrainResult, TrainState, load_policy, train
+from ppo_edu.control.probes import ProbeReport, probe
 from ppo_edu.control.rollout import Collector, Rollout
 
 __all__ = [
@@ -10,11 +11,13 @@ __all__ = [
     "Collector",
     "PPOConfig",
     "Policy",
+    "ProbeReport",
     "Rollout",
     "TrainResult",
     "TrainState",
     "evaluate",
     "load_policy",
     "make_policy",
+    "probe",
     "train",
 ]
