@@ -1,7 +1,7 @@
 """The debugging lab: ten training runs with one mistake of the catalogue planted in each, to be told by their curves.
 
 What a mistake leaves in the log is written down as *signs*: bands for the median, or another quantile, of a logged quantity over
-a stretch of the run. They are measured, hold for CartPole at the default settings whatever the seed, and no other run of the lab shows all of them.
+a stretch of the run. They are measured on CartPole with the default settings, and hold there from seed to seed.
 """
 
 import math
@@ -130,11 +130,11 @@ SUSPECTS = _known(
     Suspect(
         "truncation-as-termination",
         (
-            Sign("value_loss", "second half", low=10, quantile=0.75),
+            Sign("value_loss", "second half", low=15, quantile=0.75),
             Sign("episode_return", "second half", low=480, quantile=0.9),
         ),
         "Nothing differs until episodes reach the limit of 500 steps. From then on the critic is told that an upright pole is worth 100 "
-        "at one moment and 1 at another, and cannot know which: the clock is not in its observation. Some policies learn to fall before the limit.",
+        "at one moment and 1 at another, and cannot know which: the clock is not in its observation. Some agents learn to fall in time.",
         "The run is healthy for a long while. What happens in the environment at the moment when the value loss turns up again?",
         "time limits",
     ),
@@ -335,7 +335,7 @@ CHART = (
     Question(
         "Does the value loss jump up when episodes reach the time limit?",
         (
-            Sign("value_loss", "second half", low=10, quantile=0.75),
+            Sign("value_loss", "second half", low=15, quantile=0.75),
             Sign("episode_return", "second half", low=480, quantile=0.9),
         ),
         "Truncation is taken for termination",

@@ -13,7 +13,9 @@ from ppo_edu.teach.pitfalls import chapter04 as chapter04
 from ppo_edu.teach.pitfalls import chapter05 as chapter05
 from ppo_edu.teach.pitfalls import chapter06 as chapter06
 from ppo_edu.teach.pitfalls import chapter07 as chapter07
+from ppo_edu.teach.pitfalls import chapter08 as chapter08
 from ppo_edu.teach.pitfalls import chapter09 as chapter09
+from ppo_edu.teach.pitfalls import chapter10 as chapter10
 from ppo_edu.teach.pitfalls import chapter11 as chapter11
 from ppo_edu.teach.pitfalls import chapter12 as chapter12
 from ppo_edu.teach.pitfalls import chapter13 as chapter13

@@ -92,9 +92,7 @@ def _ties_lose(ours, theirs):
     exposed_by="the same runs in another order",
 )
 def _by_position(ours, theirs):
-    return _mean_over_tasks(
-        ours, theirs, lambda x, y: statistics.fmean((a > b) + 0.5 * (a == b) for a, b in zip(x, y, strict=False))
-    )
+    return _mean_over_tasks(ours, theirs, lambda x, y: statistics.fmean((a > b) + 0.5 * (a == b) for a, b in zip(x, y, strict=False)))
 
 
 @pitfall(

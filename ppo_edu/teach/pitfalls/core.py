@@ -866,7 +866,7 @@ def _kl_of_logs(log_probs, ref_log_probs, kind="k1"):
     mistake="estimates from the difference of the probabilities instead of the log-probabilities",
     symptom="far too small, above all for rare actions",
     exposed_by="any sample with unequal probabilities",
-    discussed="https://github.com/pytorch/pytorch/issues/43348",
+    discussed="https://github.com/pytorch/pytorch/issues/10033",
 )
 def _kl_of_probabilities(log_probs, ref_log_probs, kind="k1"):
     return _kl_variant()(log_probs.exp(), ref_log_probs.exp(), kind)
