@@ -15,7 +15,7 @@ from ppo_edu.lm.corpus import (
     sum_prompts,
 )
 from ppo_edu.lm.evaluation import Evaluation, evaluate_policy
-from ppo_edu.lm.generation import generate
+from ppo_edu.lm.generation import Decoder, generate
 from ppo_edu.lm.models import PolicyWithValue, load_causal_lm, make_gpt2, sequence_log_probs
 from ppo_edu.lm.pipeline import PipelineResult, make_review_comparisons, run_pipeline
 from ppo_edu.lm.ppo import LMPPOConfig, Sample, TrainResult, TrainState, train_ppo

@@ -239,9 +239,9 @@ def test_a_whole_update_equals_one_computed_from_the_formulas_in_float64(variant
     policy, reference = make_policy(value=value, head=0.3), make_lm("gpt2", seed=1)
     steps, original = [], ppo.ppo_loss
 
-    def recording(policy, batch, config, kl_weight):
+    def recording(policy, batch, config, kl_weight, **kwargs):
         now = double(policy)
-        result = original(policy, batch, config, kl_weight)
+        result = original(policy, batch, config, kl_weight, **kwargs)
         steps.append((now, batch, float(kl_weight), result))
         return result
 
