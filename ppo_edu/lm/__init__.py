@@ -18,7 +18,7 @@ from ppo_edu.lm.evaluation import Evaluation, evaluate_policy
 from ppo_edu.lm.generation import Decoder, generate
 from ppo_edu.lm.models import PolicyWithValue, load_causal_lm, make_gpt2, sequence_log_probs
 from ppo_edu.lm.pipeline import PipelineResult, make_review_comparisons, run_pipeline
-from ppo_edu.lm.ppo import LMPPOConfig, Sample, TrainResult, TrainState, train_ppo
+from ppo_edu.lm.ppo import GPU_SETTINGS, LMPPOConfig, Sample, TrainResult, TrainState, train_ppo
 from ppo_edu.lm.preferences import (
     Comparison,
     append_comparison,
@@ -36,7 +36,9 @@ from ppo_edu.lm.supervised import SupervisedConfig, SupervisedState
 from ppo_edu.lm.tokenizer import train_tokenizer
 
 __all__ = [
+    "GPU_SETTINGS",
     "Comparison",
+    "Decoder",
     "Evaluation",
     "Example",
     "LMPPOConfig",
