@@ -6,8 +6,6 @@ Environments: Gymnasium's vector environment under torchrl's wrapper, with the r
 of the speed of torchrl's own serial environment). What is timed: the loop; building the parts is not.
 """
 
-import warnings
-
 import gymnasium as gym
 import numpy as np
 import torch
@@ -81,5 +79,4 @@ def run(seed: int, max_steps: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
     main(run, "torchrl", "torch")

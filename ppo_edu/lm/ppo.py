@@ -149,9 +149,7 @@ class LMPPOConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         if self.compiled_update and self.gradient_checkpointing:
-            raise ValueError(
-                "gradient_checkpointing must be False with compiled_update: use accumulation to save memory"
-            )
+            raise ValueError("gradient_checkpointing must be False with compiled_update: use accumulation to save memory")
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon must be at least batch_size ({self.batch_size}), got {self.kl_horizon}")
         if self.kl_target is not None and self.kl_coef == 0.0:
@@ -348,7 +346,11 @@ def start(
         decoding=config.decoding,
         finish_test_every=config.finish_test_every,
     )
-    policy_pass = torch.compile(log_probs_and_values, dynamic=True) if config.compiled_update else log_probs_and_values
+    policy_pass = log_probs_and_values
+    if config.compiled_update:
+        with torch.no_grad():
+            policy(torch.zeros(1, 1, dtype=torch.int64, device=policy.device))  # the first call installs hooks: not to be traced
+        policy_pass = torch.compile(log_probs_and_values, dynamic=True)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.learning_rate, eps=config.adam_eps, fused=True)
     generator = torch.Generator(policy.device).manual_seed(seed)
@@ -442,8 +444,13 @@ def score(state: TrainState, responses: Responses, config: LMPPOConfig) -> tuple
     for part in parts:
         these = part.of(responses)
         place = part.index, slice(part.width)
-        with torch.set_grad_enabled(config.recompute_log_probs):  # then it is the very pass that training differentiates
-            part_log_probs, part_values, part_entropy = state.policy_pass(state.policy, these, with_entropy=True, **settings)
+        with (
+            torch.set_grad_enabled(config.recompute_log_probs),  # then it is the very pass that training differentiates
+            gradient_checkpointing(state.policy, config.gradient_checkpointing),
+        ):
+            outputs = state.policy_pass(state.policy, these, with_entropy=True, **settings)
+            part_log_probs, part_values, part_entropy = (x.detach() for x in outputs)
+        del outputs  # and with it the graph, before the next part builds its own
         log_probs[place] = part_log_probs
         values[place] = torch.where(these.mask, part_values, 0.0)
         with without_adapter(state.reference):

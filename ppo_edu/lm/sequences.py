@@ -59,7 +59,8 @@ class Sequences:
         """The last `prompt_width` columns of the prompts, the first `width` of the responses: for widths that cut padding alone."""
         columns = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).ndim == 2}
         start = self.prompt_tokens.shape[1] - prompt_width
-        return replace(self, **{name: x[:, start:] if name.startswith("prompt_") else x[:, :width] for name, x in columns.items()})
+        cut = {name: x[:, start:] if name.startswith("prompt_") else x[:, :width] for name, x in columns.items()}
+        return replace(self, **{name: x.contiguous() for name, x in cut.items()})  # to compiled code another stride is another shape
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -395,7 +395,7 @@ def test_prompts_are_drawn_at_random_and_anew():
 
 COLUMNS = {"update", "seconds", "reward", "reward_std", "kl", "kl_coef", "entropy", "explained_variance", "response_length", "eos_fraction"}
 COLUMNS |= {"policy_loss", "value_loss", "kl_loss", "approx_kl", "clip_fraction", "grad_norm", "learning_rate", "tokens_per_second"}
-COLUMNS |= {"first_minibatch_ratio_deviation", "largest_ratio_deviation", "peak_memory_mb"}
+COLUMNS |= {"first_minibatch_ratio_deviation", "largest_ratio_deviation", "sampling_mismatch", "peak_memory_mb"}
 COLUMNS |= {"seconds_generation", "seconds_scoring", "seconds_update"}
 
 

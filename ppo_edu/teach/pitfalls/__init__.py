@@ -14,6 +14,7 @@ from ppo_edu.teach.pitfalls import chapter07 as chapter07  # importing a module 
 from ppo_edu.teach.pitfalls import chapter11 as chapter11
 from ppo_edu.teach.pitfalls import chapter12 as chapter12
 from ppo_edu.teach.pitfalls import chapter13 as chapter13
+from ppo_edu.teach.pitfalls import chapter14 as chapter14
 from ppo_edu.teach.pitfalls import core as core
 from ppo_edu.teach.pitfalls.catalogue import PITFALLS, Pitfall, pitfall, pitfalls_of
 
