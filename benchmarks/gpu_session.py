@@ -1,16 +1,16 @@
 """A whole batch of runs on one GPU, stage by stage, in 25 minutes at most.
 
-    python -m benchmarks.gpu_session [--stages agreement,tests,roofline,speed,train,scaling] [--time-limit 1500] [--output DIR]
+    python -m benchmarks.gpu_session [--stages agreement,roofline,speed,train,tests,scaling] [--time-limit 1500] [--output DIR]
 
 Run it from the repository's root; the package need not be installed, gymnasium and a network are not needed. Every stage is a program
 of its own and writes its results as soon as it has them, so that a session that is cut short keeps what it has:
 
     agreement  gpu_agreement.json     CPU and GPU compute the same; ratios at learning rate 0 (`agreement.py`)
-    tests      in gpu_session.json    tests/core and tests/lm, those for CUDA among them, without files whose packages are not here
     roofline   gpu_roofline.json      3m, 30m and 124m (`roofline.py`)
     speed      gpu_lm_vs_peers_SIZE.json   the same sizes (`lm_vs_peers.py`), with trl's PPO where an interpreter that has it is
                                       named by TRL_PYTHON, else against the plain loop alone
     train      gpu_train_TASK.json    both tasks with 32 million parameters (`gpu_train.py`); .jsonl while they run
+    tests      in gpu_session.json    tests/core and tests/lm, those for CUDA among them, without files whose packages are not here
     scaling    gpu_scaling.json       growth, levers, drift (`scaling.py`)
 
 A program that is still running when its share of the time is over is stopped. `gpu_session.json` says of each: command, seconds,
@@ -33,7 +33,7 @@ from benchmarks.metadata import machine_metadata
 from benchmarks.report import ROOT, data_path, write_json
 
 NAME = "gpu_session"
-STAGES = ("agreement", "tests", "roofline", "speed", "train", "scaling")
+STAGES = ("agreement", "roofline", "speed", "train", "tests", "scaling")
 SIZES = ("3m", "30m", "124m")
 TAIL = 3_000  # characters of what a program printed
 NEEDED = {"tests/core/test_oracles.py": ("gymnasium", "stable_baselines3", "tensordict", "torchrl")}  # packages of a test file
@@ -73,13 +73,13 @@ def programs(stages: list[str], device: str, folder: Path, *, tiny: bool) -> lis
         roofline, speed, scaling = ["--decoding", "small", "--updates", "1"], ["--rounds", "1", "--updates", "2"], ["--sections", "drift"]
         tests, train, train_seconds = ["tests/core/test_masking.py"], ["--tiny"], 60.0
     else:
-        roofline, speed, scaling = [], ["--rounds", "2", "--updates", "6"], []
-        tests, train, train_seconds = ["tests/core", "tests/lm"], [], 150.0
+        roofline, speed, scaling = [], ["--rounds", "1", "--updates", "8"], []
+        tests, train, train_seconds = ["tests/core", "tests/lm", *(["-n", "8"] if find_spec("xdist") else [])], [], 150.0
     planned = {
-        "agreement": [benchmark("agreement", 180, "agreement", "--sizes", *sizes, output="gpu_agreement.json")],
+        "agreement": [benchmark("agreement", 240, "agreement", "--sizes", *sizes, output="gpu_agreement.json")],
         "tests": [Program("tests", [*pytest, *tests], 420)],
-        "roofline": [benchmark("roofline", 300, "roofline", "--sizes", *sizes, *roofline, output="gpu_roofline.json")],
-        "speed": [benchmark("speed", 240, "lm_vs_peers", "--size", size, *speed, output=f"gpu_lm_vs_peers_{size}.json") for size in sizes],
+        "roofline": [benchmark("roofline", 420, "roofline", "--sizes", *sizes, *roofline, output="gpu_roofline.json")],
+        "speed": [benchmark("speed", 300, "lm_vs_peers", "--size", size, *speed, output=f"gpu_lm_vs_peers_{size}.json") for size in sizes],
         "train": [
             benchmark(
                 "train",
@@ -90,7 +90,7 @@ def programs(stages: list[str], device: str, folder: Path, *, tiny: bool) -> lis
             )
             for task in ("addition", "reviews")
         ],
-        "scaling": [benchmark("scaling", 300, "scaling", *scaling, output="gpu_scaling.json")],
+        "scaling": [benchmark("scaling", 420, "scaling", *scaling, output="gpu_scaling.json")],
     }
     return [program for stage in STAGES if stage in stages for program in planned[stage]]
 

@@ -1,6 +1,6 @@
 """How near the machine's limits a PPO update comes: bytes and operations that the work needs, against what the machine can do.
 
-    python -m benchmarks.roofline [--device cpu|cuda] [--sizes small 3m ...] [--decoding 30m] [--updates 4] [--output FILE]
+    python -m benchmarks.roofline [--device cpu|cuda] [--sizes small 3m ...] [--decoding 30m] [--sequences N] [--updates 4] [--output FILE]
 
 Every phase has two lower bounds: the bytes it must move over the bandwidth, and the operations it must do over the rate of matrix
 products. The larger is its bound, and bound over measured seconds the fraction achieved (Williams et al. 2009). Only what any program would
@@ -61,7 +61,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 CPU_SIZES, GPU_SIZES = ("small", "3m"), ("3m", "30m", "124m")
 CPU_SEQUENCES = 64
 WARM_UP = {"cpu": 1, "cuda": 3}  # updates; compiled graphs are made in the first ones
-DECODING = {"cpu": ((1, 2, 4, 8, 16, 32, 64), 12), "cuda": ((1, 4, 16, 64, 256, 1024), 64)}  # batches, new tokens
+DECODING = {"cpu": ((1, 2, 4, 8, 16, 32, 64), 12), "cuda": ((1, 16, 64, 256, 1024), 64)}  # batches, new tokens
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ def measure_machine(device: str, precision: str) -> tuple[Machine, dict[str, Any
 
 def measure_size(work: Workload, settings: dict[str, Any], machine: Machine, updates: int, warm_up: int) -> dict[str, Any]:
     """Some updates of one size, phase by phase."""
+    torch.compiler.reset()  # it compiles one function eight times, then no more: other sizes must not use that up
     policy, tokenizer, prompts = make_policy(work)
     config = ppo_config(work, warm_up + updates, **settings)
     p = BYTES[config.precision]
@@ -222,13 +223,14 @@ def measure_decoding(work: Workload, settings: dict[str, Any], machine: Machine,
     p = BYTES[settings.get("precision", "float32")]
     model = Model.of(policy.lm.config, sum(x.numel() for x in policy.parameters()))
     fields = {name: settings[name] for name in ("decoding", "finish_test_every") if name in settings}
-    decoder = Decoder(policy.lm, dtype=torch.bfloat16 if p == 2 else None, **fields)
     generator = torch.Generator(work.device).manual_seed(work.seed)
     rows = []
     for batch in batches:
+        torch.compiler.reset()
+        decoder = Decoder(policy.lm, dtype=torch.bfloat16 if p == 2 else None, **fields)
         chosen = [prompts[i % len(prompts)] for i in range(batch)]
 
-        def sample(tokens: int, chosen: list[str] = chosen) -> None:
+        def sample(tokens: int, decoder: Decoder = decoder, chosen: list[str] = chosen) -> None:
             generate(decoder, tokenizer, chosen, max_new_tokens=tokens, temperature=work.temperature, generator=generator)
 
         sample(work.new_tokens)  # warm up
@@ -259,7 +261,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def run(
-    device: str, sizes: list[str], updates: int, *, decoding: str, command: str, save: Callable[[dict[str, Any]], None]
+    device: str,
+    sizes: list[str],
+    updates: int,
+    *,
+    decoding: str,
+    sequences: int | None,
+    command: str,
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """The machine, the sizes, and token by token the size `decoding`. `save` is given the result whenever it has grown."""
     prepare(device)
@@ -274,8 +283,8 @@ def run(
     result |= {"machine": limits, "crossing": BYTES[precision] * machine.matrix_rate / (2 * machine.copy_bandwidth), "sizes": {}}
     for name in sizes:
         work = replace(SIZES[name], device=device)
-        if device == "cpu":
-            work = replace(work, sequences=min(work.sequences, CPU_SEQUENCES))
+        most = CPU_SEQUENCES if device == "cpu" else work.sequences
+        work = replace(work, sequences=sequences or min(work.sequences, most))
         result["sizes"][name] = measure_size(work, settings, machine, updates, WARM_UP[device])
         save(result)
     batches, tokens = DECODING[device]
@@ -290,12 +299,15 @@ def main() -> None:
     add_device_option(parser)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="default: small 3m on a CPU, 3m 30m 124m on a GPU")
     parser.add_argument("--decoding", choices=SIZES, help="the size to decode token by token; default: 30m on a CPU, 124m on a GPU")
+    parser.add_argument("--sequences", type=int, help="per update, other than the sizes': a batch that fills the card")
     parser.add_argument("--updates", type=int, default=4, help="that count; the first ones warm up")
     parser.add_argument("--output", type=Path, help="default: the package's data")
     args = parser.parse_args()
     on_cpu = args.device == "cpu"
     sizes, decoding = args.sizes or list(CPU_SIZES if on_cpu else GPU_SIZES), args.decoding or ("30m" if on_cpu else "124m")
     options = f"--device {args.device} --sizes {' '.join(sizes)} --decoding {decoding} --updates {args.updates}"
+    if args.sequences:
+        options += f" --sequences {args.sequences}"
     output = args.output or data_path(NAME if on_cpu else f"gpu_{NAME}")
     begun = time.perf_counter()
     result = run(
@@ -303,6 +315,7 @@ def main() -> None:
         sizes,
         args.updates,
         decoding=decoding,
+        sequences=args.sequences,
         command=f"python -m benchmarks.roofline {options}",
         save=lambda result: write_json(result, output),
     )

@@ -5,9 +5,10 @@
 The models, prompts and reward are those of `lm_workload.py`; the critic is a head on the policy's trunk. Seconds are medians over the
 updates after a warm-up, those that `train_ppo` logs. On a CPU one thread; float32 but for the levers. It takes five minutes there.
 
-growth   One size at a time leaves the base point: sequences, new tokens, width (heads are 32 wide, on a GPU 64), layers. One epoch;
-         on a GPU with `GPU_SETTINGS`. Memory: on a CPU what autograd keeps of one part (torch's saved tensors, parameters excluded, in
-         float32), on a GPU `torch.cuda.max_memory_allocated` from the model's making on; beside it what `memory_estimate` says.
+growth   One size at a time leaves the base point: sequences, new tokens, width (heads are 32 wide, on a GPU 64), layers. One epoch; on a
+         GPU with `GPU_SETTINGS`, the update not compiled. Memory: on a CPU what autograd keeps of one part (torch's saved tensors,
+         parameters excluded), on a GPU `torch.cuda.max_memory_allocated` from the model's making on; beside it what
+         `memory_estimate` says.
 levers   Settings of `LMPPOConfig`, each switched on alone, and all of `GPU_SETTINGS` together. Here responses end: their lengths vary
          (the end token has probability 1 / new tokens at each step) and so do the prompts', or sorting by length would have
          nothing to cut. Tokens per second are new, real ones. The trainings take turns, update by update, so that all meet the
@@ -52,20 +53,16 @@ from ppo_edu.lm.sequences import Sequences
 from ppo_edu.runs import Row
 
 NAME = "scaling"
-SECTIONS = ("growth", "levers", "drift")
+SECTIONS = ("drift", "levers", "growth")  # what is soon done first
 BASE = {
     "cpu": Workload(sequences=32, prompt_tokens=16, new_tokens=32, layers=2, width=128, heads=4, vocabulary=512, epochs=1),
     "cuda": replace(SIZES["30m"], device="cuda", epochs=1),
 }
 GROWTH = {
     "cpu": {"sequences": (8, 16, 32, 64), "new_tokens": (16, 32, 64, 128), "width": (64, 128, 256, 384), "layers": (1, 2, 4, 8)},
-    "cuda": {
-        "sequences": (64, 128, 256, 512),
-        "new_tokens": (64, 128, 256, 512),
-        "width": (256, 512, 1024, 2048),
-        "layers": (4, 8, 16, 32),
-    },
+    "cuda": {"sequences": (64, 256, 1024), "new_tokens": (64, 128, 256), "width": (256, 512, 1024), "layers": (4, 8, 16)},
 }
+GROWTH_SETTINGS = {"cpu": {}, "cuda": GPU_SETTINGS | {"compiled_update": False}}  # compiling that for each width takes minutes
 HEAD_SIZE = {"cpu": 32, "cuda": 64}
 LEVERS = {
     "plain": {},
@@ -86,6 +83,7 @@ LEVER_WORK = {
 DRIFT_WIDTHS = (128, 256, 512, 768)
 DRIFT_WORK = Workload(sequences=16, prompt_tokens=8, new_tokens=24, layers=2, vocabulary=512, epochs=1, minibatches=2, temperature=1.0)
 WARM_UP = {"cpu": 1, "cuda": 3}
+LEVER_WARM_UP = 3  # compiled graphs are made in the first updates
 
 
 def saved_bytes(policy: PolicyWithValue, work: Workload) -> int:
@@ -110,6 +108,7 @@ def saved_bytes(policy: PolicyWithValue, work: Workload) -> int:
 def growth_point(work: Workload, settings: dict[str, Any], updates: int) -> dict[str, Any]:
     """Seconds and memory of one workload."""
     on_gpu = work.device == "cuda"
+    torch.compiler.reset()  # it compiles one function eight times, then no more: other points must not use that up
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -132,7 +131,7 @@ def growth_point(work: Workload, settings: dict[str, Any], updates: int) -> dict
 
 def measure_growth(device: str, updates: int) -> dict[str, Any]:
     """Every point; the base is measured once in each series, so that each can be read by itself."""
-    base, settings = BASE[device], dict(GPU_SETTINGS) if device == "cuda" else {}
+    base, settings = BASE[device], GROWTH_SETTINGS[device]
     points = []
     for field, values in GROWTH[device].items():
         for value in values:
@@ -158,18 +157,18 @@ def measure_levers(device: str, updates: int) -> dict[str, Any]:
     work = LEVER_WORK[device]
     trainings: dict[str, Training] = {}
     rows: dict[str, list[Row]] = {name: [] for name in LEVERS}
-    for turn in range(WARM_UP["cuda"] + updates):
+    for turn in range(LEVER_WARM_UP + updates):
         for name, settings in LEVERS.items():
             if turn == 0:
                 policy, tokenizer, prompts = make_policy(work)
                 let_responses_end(policy, tokenizer, work.new_tokens)
-                config = ppo_config(work, WARM_UP["cuda"] + updates, **settings)
+                config = ppo_config(work, LEVER_WARM_UP + updates, **settings)
                 trainings[name] = Training(policy, tokenizer, shortened(prompts, work.seed), config, seed=work.seed)
             rows[name].append(trainings[name].update())
             print(f"turn {turn}, {name}: {rows[name][-1]['seconds_total']:.2f} s", flush=True)
     table = []
     for name, settings in LEVERS.items():
-        counted = rows[name][WARM_UP["cuda"] :]
+        counted = rows[name][LEVER_WARM_UP:]
         row = {"name": name, "settings": settings}
         row["tokens_per_second"] = statistics.median(x["response_length"] * work.sequences / x["seconds_total"] for x in counted)
         for phase in (*PHASES, "total"):

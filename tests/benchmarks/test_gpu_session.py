@@ -81,7 +81,7 @@ def test_programs_find_the_package_without_installation_or_network():
     assert run_program(Program("tests", ["-c", show], 60), 60).output.startswith(str(ROOT / "ppo_edu"))
 
 
-def test_every_stage_has_programs_and_they_fit_into_the_default_limit(tmp_path):
+def test_every_stage_has_programs_and_each_a_file_of_its_own(tmp_path):
     planned = programs(list(gpu_session.STAGES), "cuda", tmp_path, tiny=False)
     assert list(dict.fromkeys(program.stage for program in planned)) == list(gpu_session.STAGES)
     outputs = [program.arguments[-1] for program in planned if program.stage != "tests"]

@@ -250,9 +250,10 @@ def test_the_compiled_step_samples_what_the_others_do_and_is_compiled_once(gpt2,
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # inductor's own
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_the_compiled_step_samples_what_the_others_do_with_the_default_compiler(lm, device, dtype):
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_compiled_step_samples_what_the_others_do_with_the_default_compiler(name, device, dtype):
     torch.compiler.reset()
-    lm = lm.to(device)
+    lm = make_lm(name).to(device)
     decoder, plain = Decoder(lm, dtype=dtype, decoding="compiled"), Decoder(lm, dtype=dtype, decoding="static")
     if dtype is None:
         for _ in range(3):  # on a GPU: warmed up, recorded, replayed

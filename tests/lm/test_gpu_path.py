@@ -408,7 +408,8 @@ def test_the_default_compiler_too(precision, device):
     torch.compiler.reset()
     settings = {"batch_size": 12, "recompute_log_probs": True, "precision": precision, "decoding": "compiled", "finish_test_every": 4}
     log = run(make_policy(head=0.3).to(device), small(updates=2, learning_rate=0.0, compiled_update=True, **settings)).log
-    assert set(column(log, "largest_ratio_deviation")) == set(column(log, "kl")) == {0.0}
+    assert set(column(log, "largest_ratio_deviation")) == {0.0}
+    assert abs(column(log, "kl")).max() < (1e-5 if precision == "float32" else 0.05), "the reference is not compiled: it rounds elsewhere"
     if precision == "float32":
         plain, found = (run(make_policy(head=0.3).to(device), small(updates=3, compiled_update=on, **settings)) for on in (False, True))
         moved = distance(weights(make_policy(head=0.3).to(device)), weights(plain.policy))

@@ -177,7 +177,7 @@ def _clip_around_the_sampler(
     "sampler-ignored",
     target="truncated_surrogate",
     mistake="the clipped surrogate with ratios to the recomputed policy and no weight, as if that policy had sampled",
-    symptom="a gradient that is off by as much as the two policies differ; nothing in the log shows it",
+    symptom="every ratio starts at 1, and the gradient is off by as much as the two policies differ: sampling_mismatch says by how much",
     exposed_by="a sampler that differs from the recomputed policy",
 )
 def _sampler_ignored(
