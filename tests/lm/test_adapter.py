@@ -1,6 +1,7 @@
 """A policy with an adapter of peft: it is its own reference, so that no second model is in memory; only the adapter learns."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -44,11 +45,11 @@ def learns(name):
 
 def test_at_the_start_it_is_the_reference_and_the_kl_is_0(name):
     policy, original = with_adapter(name)
-    config = small(recompute_log_probs=True)
+    config = small(recompute_log_probs=True, updates=1)
     row = run(policy, config).log[0]
     assert row["kl"] == row["first_minibatch_ratio_deviation"] == 0.0
     assert not has_adapter(original)
-    assert abs(run(PolicyWithValue(original)).log[0]["kl"]) < 1e-4
+    assert row["sampling_mismatch"] < 1e-5
 
 
 def test_no_second_model_is_made(name, tmp_path, monkeypatch):
@@ -83,7 +84,7 @@ def test_the_references_log_probs_are_those_of_the_model_before_the_adapter(name
     """After training, to the last bit where the batch is computed in the same parts; and sampling has the adapter on."""
     policy, original = with_adapter(name)
     config = small(temperature=0.7, batch_size=12, minibatches=1, **changes)
-    run(policy, config)
+    run(policy, dataclasses.replace(config, updates=3))
     with Run("lm-ppo", {}) as new_run, value_checks(False):
         state = ppo.start(policy, make_tokenizer(), config, None, 0, new_run)
         batch, row = ppo.collect(state, list(PROMPTS), count_a, config)
@@ -129,9 +130,9 @@ def test_a_copy_in_bfloat16_has_the_adapter_too(name, tokenizer):
 
 @pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16", "decoding": "static", "recompute_log_probs": True}])
 def test_a_stopped_run_continues_bit_for_bit(name, tmp_path, changes):
-    config = small(**changes)
+    config = small(updates=3, **changes)
     whole = run(with_adapter(name)[0], config, log_dir=tmp_path / "whole")
-    run(with_adapter(name)[0], config, log_dir=tmp_path / "parts", callback=lambda state: state.update == 3)
+    run(with_adapter(name)[0], config, log_dir=tmp_path / "parts", callback=lambda state: state.update == 2)
     resumed = run(with_adapter(name, seed=9)[0], config, resume=tmp_path / "parts", seed=77)  # all state comes from the checkpoint
     assert same(weights(resumed.policy), weights(whole.policy))
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
