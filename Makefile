@@ -69,7 +69,7 @@ test: lint $(BUILT)  ## style, unit tests, the built site in a browser, and ever
 verify: $(INSTALLED)  ## the long checks: several seeds, whole pipelines
 	$(RUN) -m pytest -m verify
 
-bench: $(INSTALLED)  ## this package beside its peers: CartPole, and a language model (TRL_PYTHON: see benchmarks/lm_vs_peers.py)
+bench: $(INSTALLED)  ## this package beside its peers: CartPole, and a language model (their interpreters: see benchmarks/*_vs_peers.py)
 	$(RUN) -m benchmarks.cartpole_vs_peers
 	$(RUN) -m benchmarks.lm_vs_peers
 

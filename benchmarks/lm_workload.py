@@ -1,11 +1,15 @@
-"""The work that every side of `lm_vs_peers` does: a tiny GPT-2 with random weights, its tokenizer and its prompts, in a folder.
+"""The work that every side of `lm_vs_peers` does: a GPT-2 with random weights, its tokenizer and its prompts, in a folder.
+
+Needs torch and transformers alone, since it runs in each peer's own environment.
 
 All responses have the same length on all sides because the special tokens cannot be sampled: the last layer norm answers
 a constant -10 in coordinate 0, where `<pad>` and `<eos>` have the embedding 20 and every other word 0, so that their logit
 is -200 and their probability, in float32, exactly 0 (and so is their gradient: training does not bring them back).
 """
 
+import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,14 +17,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-PAD, EOS = "<pad>", "<eos>"
+PAD, EOS = "<pad>", "<eos>"  # words 0 and 1
 REWARDED = "w05"  # the reward is the share of this word in the response
+PHASES = ("total", "generation", "scoring", "update")  # what each side times
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes and settings; every side reads them from `workload.json`."""
+    """Device, sizes and settings; every side reads them from `workload.json`."""
 
+    device: str = "cpu"  # "cpu": float32 on one thread; "cuda": bfloat16, each side by its own means
     sequences: int = 64  # per update
     prompt_tokens: int = 8
     new_tokens: int = 24
@@ -42,10 +48,24 @@ class Workload:
     seed: int = 0
 
 
+SIZES = {
+    "small": Workload(),
+    "3m": Workload(sequences=256, prompt_tokens=32, new_tokens=64, layers=4, width=256, heads=4, vocabulary=512),
+    "30m": Workload(sequences=256, prompt_tokens=64, new_tokens=128, layers=8, width=512, heads=8, vocabulary=8_192),
+    "124m": Workload(sequences=256, prompt_tokens=64, new_tokens=128, layers=12, width=768, heads=12, vocabulary=50_257),  # GPT-2 small
+}
+
+
+def parameter_count(workload: Workload) -> int:
+    """Parameters of the policy; the output layer shares the embedding's."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in GPT2LMHeadModel(_config(workload)).parameters())
+
+
 def save_workload(workload: Workload, folder: Path) -> None:
     """Write the model, the tokenizer, `prompts.json` (a list of strings) and `workload.json`."""
     tokenizer = _tokenizer(workload.vocabulary)
-    _model(workload, tokenizer).save_pretrained(folder)
+    _model(workload).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     generator = torch.Generator().manual_seed(workload.seed)
     draws = torch.randint(2, workload.vocabulary, (workload.prompts, workload.prompt_tokens), generator=generator)
@@ -57,6 +77,17 @@ def load_workload(folder: Path) -> tuple[Workload, PreTrainedTokenizerFast, list
     """What `save_workload` wrote, without the model: (workload, tokenizer, prompts)."""
     workload = Workload(**json.loads((folder / "workload.json").read_text()))
     return workload, AutoTokenizer.from_pretrained(folder), json.loads((folder / "prompts.json").read_text())
+
+
+def main(run: Callable[[Path, int], dict], description: str | None, argv: list[str] | None = None) -> None:
+    """A side's program: `run(folder, updates)`, then what it returned as JSON. On a CPU with one thread."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", type=Path, required=True, help="the folder that save_workload wrote")
+    parser.add_argument("--updates", type=int, default=6)
+    args = parser.parse_args(argv)
+    if load_workload(args.workload)[0].device == "cpu":
+        torch.set_num_threads(1)
+    print(json.dumps(run(args.workload, args.updates)))
 
 
 class WordShare:
@@ -84,8 +115,8 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=EOS, padding_side="left")
 
 
-def _model(workload: Workload, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    config = GPT2Config(
+def _config(workload: Workload) -> GPT2Config:
+    return GPT2Config(
         vocab_size=workload.vocabulary,
         n_positions=workload.prompt_tokens + workload.new_tokens,
         n_embd=workload.width,
@@ -95,13 +126,16 @@ def _model(workload: Workload, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHead
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,
+        eos_token_id=1,
     )
+
+
+def _model(workload: Workload) -> GPT2LMHeadModel:
     torch.manual_seed(workload.seed)
-    model = GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(_config(workload)).eval()
     with torch.no_grad():
-        special = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+        special = [model.config.pad_token_id, model.config.eos_token_id]
         norm, embedding = model.transformer.ln_f, model.transformer.wte.weight
         norm.weight[0], norm.bias[0] = 0.0, -10.0
         embedding[:, 0] = 0.0

@@ -18,6 +18,31 @@ def write_json(result: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def lost_sides(result: dict[str, Any], path: Path) -> list[str]:
+    """The sides that the result stored at `path` compares and `result` does not; both list them under "summary"."""
+    stored = json.loads(path.read_text(encoding="utf-8"))["summary"] if path.exists() else {}
+    return [side for side in stored if side not in result["summary"]]
+
+
+def store(name: str, result: dict[str, Any], table: str, output: Path | None = None, readme: Path = README) -> bool:
+    """Write a comparison to `output`, or to the package's data and its table to the README. Says what it did.
+
+    False, and nothing written: without `output`, where the stored result has a side that this one lacks.
+    """
+    if output is not None:
+        write_json(result, output)
+        print(f"Written to {output}.")
+        return True
+    path = data_path(name)
+    if lost := lost_sides(result, path):
+        print(f"Not stored: the stored result compares {', '.join(lost)} too. Use --output to keep this one elsewhere.")
+        return False
+    write_json(result, path)
+    shown = write_block(name, table, readme)
+    print(f"Written to {path}{' and the README' if shown else ''}.")
+    return True
+
+
 def read_block(name: str, path: Path = README) -> str | None:
     """What stands between `<!-- name -->` and `<!-- /name -->`, stripped; None where the markers are not there."""
     parts = _split(name, path)

@@ -15,10 +15,11 @@ from ppo_edu.lm.corpus import (
     sum_prompts,
 )
 from ppo_edu.lm.evaluation import Evaluation, evaluate_policy
-from ppo_edu.lm.generation import generate
+from ppo_edu.lm.generation import Decoder, generate
+from ppo_edu.lm.memory import MemoryEstimate, memory_estimate
 from ppo_edu.lm.models import PolicyWithValue, load_causal_lm, make_gpt2, sequence_log_probs
 from ppo_edu.lm.pipeline import PipelineResult, make_review_comparisons, run_pipeline
-from ppo_edu.lm.ppo import LMPPOConfig, Sample, TrainResult, TrainState, train_ppo
+from ppo_edu.lm.ppo import GPU_SETTINGS, LMPPOConfig, Sample, TrainResult, TrainState, train_ppo
 from ppo_edu.lm.preferences import (
     Comparison,
     append_comparison,
@@ -36,10 +37,13 @@ from ppo_edu.lm.supervised import SupervisedConfig, SupervisedState
 from ppo_edu.lm.tokenizer import train_tokenizer
 
 __all__ = [
+    "GPU_SETTINGS",
     "Comparison",
+    "Decoder",
     "Evaluation",
     "Example",
     "LMPPOConfig",
+    "MemoryEstimate",
     "PipelineResult",
     "PolicyWithValue",
     "Responses",
@@ -70,6 +74,7 @@ __all__ = [
     "make_review_comparisons",
     "make_reviews",
     "make_sums",
+    "memory_estimate",
     "perplexity",
     "positive_share",
     "preference_loss",

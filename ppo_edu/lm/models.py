@@ -1,12 +1,16 @@
 """Language models: any causal LM of transformers, from the hub, a folder or made on the spot; a value head beside it."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -16,7 +20,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ppo_edu.core import entropy_bonus
 from ppo_edu.core.validation import check_count, check_finite, check_positive, describe
 from ppo_edu.lm.sequences import Sequences, check_tokenizer, position_ids
 from ppo_edu.runs import seeded, write_atomically
@@ -143,7 +149,8 @@ class PolicyWithValue(nn.Module):
         shared = self.value_trunk is None
         output = self.lm(**inputs, use_cache=False, output_hidden_states=shared, logits_to_keep=last)
         hidden = output.hidden_states[-1] if shared else self.value_trunk(**inputs, use_cache=False).last_hidden_state
-        return output.logits, self.value_head(hidden[:, -last:]).squeeze(-1)
+        with torch.autocast(self.device.type, enabled=False):  # a value keeps its digits whatever the precision of the trunk
+            return output.logits, self.value_head(hidden[:, -last:].to(self.value_head.weight.dtype)).squeeze(-1)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that plain transformers loads as a causal LM; the value part lies beside it."""
@@ -193,19 +200,22 @@ def response_logits(
     sequences: Sequences,
     *,
     temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor | None]:
     r"""Logits [B, T, V] (float32, divided by the temperature) of each response token, and values [B, T] (float32) where the model has them.
 
     Row t is computed from the text *before* token t: position P + t - 1 of the input. The logits at prompt positions are
     never computed, and the last token, whose successor nobody asks for, is not read at all.
+    `dtype`: what the model multiplies in (torch's autocast); weights, log-softmax, values and losses stay in float32.
     """
     check_positive(temperature=temperature)
     T = sequences.tokens.shape[1]
     input_ids, attention_mask = sequences.input_ids[:, :-1], sequences.attention_mask[:, :-1]
-    if isinstance(model, PolicyWithValue):
-        logits, values = model(input_ids, attention_mask, last=T)
-    else:
-        logits, values = model(**model_inputs(input_ids, attention_mask), use_cache=False, logits_to_keep=T).logits, None
+    with torch.autocast(input_ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        if isinstance(model, PolicyWithValue):
+            logits, values = model(input_ids, attention_mask, last=T)
+        else:
+            logits, values = model(**model_inputs(input_ids, attention_mask), use_cache=False, logits_to_keep=T).logits, None
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
@@ -219,13 +229,58 @@ def token_log_probs(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, log_probs, 0.0)
 
 
-def sequence_log_probs(model: PreTrainedModel | PolicyWithValue, sequences: Sequences, *, temperature: float = 1.0) -> Tensor:
+def sequence_log_probs(
+    model: PreTrainedModel | PolicyWithValue, sequences: Sequences, *, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     r"""Log-probabilities [B, T] of the response tokens, log pi(y_t | x, y_1 .. y_{t-1}); 0 on padding. Keeps autograd.
 
-    Their sum over t is the log-probability of the response, its end token included.
+    Their sum over t is the log-probability of the response, its end token included. `dtype` as in `response_logits`.
     """
-    logits, _ = response_logits(model, sequences, temperature=temperature)
+    logits, _ = response_logits(model, sequences, temperature=temperature, dtype=dtype)
     return token_log_probs(logits, sequences.tokens, sequences.mask)
+
+
+def log_probs_and_values(
+    policy: PolicyWithValue,
+    sequences: Sequences,
+    *,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One pass: log pi of each response token [B, T], 0 on padding; the value of the text before it [B, T]; and, where asked
+    for, the policy's mean entropy over the real tokens. Keeps autograd. What sampling is scored with and training learns from."""
+    logits, values = response_logits(policy, sequences, temperature=temperature, dtype=dtype)
+    log_probs = token_log_probs(logits, sequences.tokens, sequences.mask)
+    return log_probs, values, entropy_bonus(logits.detach(), sequences.mask) if with_entropy else None
+
+
+@contextmanager
+def gradient_checkpointing(model: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more operations.
+
+    Raises: ValueError for a model whose layers transformers does not mark as fit for it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)] if enabled else []
+    if enabled and not layers:
+        raise ValueError("gradient_checkpointing must be False for a model without layers that can be checkpointed")
+    for layer in layers:  # not transformers' own switch: that one works in training mode only, which means dropout
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own again
+
+
+def has_adapter(lm: nn.Module) -> bool:
+    """Whether this is a model of peft: frozen weights with a small trained addition."""
+    return hasattr(lm, "disable_adapter")
+
+
+def without_adapter(lm: nn.Module) -> AbstractContextManager:
+    """Inside this block a model of peft is the model that it started from; any other model is itself."""
+    return lm.disable_adapter() if has_adapter(lm) else nullcontext()
 
 
 def check_vocabulary(model: PreTrainedModel | PolicyWithValue, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,17 +1,17 @@
 """PPO for language models. The path from the loop to the mathematics: `train_ppo`, `collect`, `improve`, `ppo_loss`.
 
-The mathematics is that of `ppo_edu.core`, as on CartPole; a response is an episode and a token an action. Left out on
-purpose: several devices, packed sequences and models that do not fit into memory twice.
+The mathematics is that of `ppo_edu.core`, as on CartPole; a response is an episode and a token an action. A GPU runs the
+same code with other settings (`GPU_SETTINGS`). Left out on purpose: several devices, and sampling while learning.
 """
 
 import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,6 @@ from ppo_edu.core import (
     approx_kl,
     clip_fraction,
     clipped_surrogate_loss,
-    entropy_bonus,
     explained_variance,
     masked_mean,
     masked_var,
@@ -33,8 +32,16 @@ from ppo_edu.core import (
     whiten,
 )
 from ppo_edu.core.validation import check_bool, check_count, check_nonnegative, check_positive, check_unit_interval, describe
-from ppo_edu.lm.generation import check_context, generate
-from ppo_edu.lm.models import PolicyWithValue, check_vocabulary, response_logits, sequence_log_probs, token_log_probs
+from ppo_edu.lm.generation import DECODINGS, Decoder, Decoding, check_context, generate
+from ppo_edu.lm.models import (
+    PolicyWithValue,
+    check_vocabulary,
+    gradient_checkpointing,
+    has_adapter,
+    log_probs_and_values,
+    sequence_log_probs,
+    without_adapter,
+)
 from ppo_edu.lm.rewards import kl_loss, response_advantages, sequence_kl, token_rewards
 from ppo_edu.lm.sequences import Responses, check_prompts, decode, encode_prompts
 from ppo_edu.runs import (
@@ -53,6 +60,7 @@ from ppo_edu.runs import (
 )
 
 REFERENCE_NAME = "reference.safetensors"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -107,29 +115,56 @@ class LMPPOConfig:
     """Subtracted from the score of a response that did not end, in units of the score."""
     max_grad_norm: float | None = 1.0
     """Scale gradients down to this global norm. None leaves them as they are."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the models multiply in. Weights, optimiser, log-softmax, values and losses are float32 always."""
+    recompute_log_probs: bool = False
+    """Take the old log-probabilities from the pass that training differentiates, not from sampling, whose rounding differs."""
+    decoding: Decoding = "dynamic"
+    """Key-value cache while sampling: dynamic grows, static keeps its shape, compiled also makes one graph of a token's step."""
+    finish_test_every: int = 1
+    """Tokens between two tests, while sampling, whether all responses ended. Each makes a GPU wait."""
+    compiled_update: bool = False
+    """Compile the pass that training differentiates (torch.compile; the first updates are slow)."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward pass: less memory, a third more operations."""
+    sort_by_length: bool = False
+    """Put responses of similar length into the same part, and cut off the padding. The gradient is the same."""
 
     def __post_init__(self) -> None:
-        counts = ("updates", "batch_size", "max_new_tokens", "epochs", "minibatches", "accumulation")
+        counts = ("updates", "batch_size", "max_new_tokens", "epochs", "minibatches", "accumulation", "finish_test_every")
         check_count(**{name: getattr(self, name) for name in counts})
         parts = self.minibatches * self.accumulation
         if self.batch_size < max(2, parts):
             raise ValueError(f"batch_size must be at least 2 and minibatches * accumulation ({parts}), got {self.batch_size}")
-        check_bool(
-            anneal_learning_rate=self.anneal_learning_rate, whiten_rewards=self.whiten_rewards, whiten_advantages=self.whiten_advantages
-        )
+        switches = ("anneal_learning_rate", "whiten_rewards", "whiten_advantages", "recompute_log_probs", "compiled_update")
+        check_bool(**{name: getattr(self, name) for name in (*switches, "gradient_checkpointing", "sort_by_length")})
         check_unit_interval(gamma=self.gamma, lam=self.lam)
         check_positive(adam_eps=self.adam_eps, temperature=self.temperature, kl_horizon=self.kl_horizon, clip_range=self.clip_range)
         optional = ("kl_target", "value_clip_range", "max_grad_norm")
         check_positive(**{name: x for name in optional if (x := getattr(self, name)) is not None})
         nonnegative = ("learning_rate", "kl_coef", "value_coef", "missing_eos_penalty")
         check_nonnegative(**{name: getattr(self, name) for name in nonnegative})
-        for name, choices in (("kl_in", ("reward", "loss")), ("kl_loss", ("k2", "k3"))):
+        options = {"kl_in": ("reward", "loss"), "kl_loss": ("k2", "k3"), "precision": tuple(DTYPES), "decoding": DECODINGS}
+        for name, choices in options.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+        if self.compiled_update and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing must be False with compiled_update: use accumulation to save memory")
         if self.kl_target is not None and self.kl_horizon < self.batch_size:
             raise ValueError(f"kl_horizon must be at least batch_size ({self.batch_size}), got {self.kl_horizon}")
         if self.kl_target is not None and self.kl_coef == 0.0:
             raise ValueError("kl_coef must be above 0 with a kl_target: steering multiplies it, got 0")
+
+
+GPU_SETTINGS = {
+    "precision": "bfloat16",
+    "recompute_log_probs": True,
+    "decoding": "compiled",
+    "finish_test_every": 8,
+    "compiled_update": True,
+    "sort_by_length": True,
+}
+"""Fields of `LMPPOConfig` for a GPU: `LMPPOConfig(..., **GPU_SETTINGS)`. A model that fills its memory needs `accumulation` too."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +183,9 @@ class TrainState:
 
     policy: PolicyWithValue
     tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel
+    reference: PreTrainedModel  # with an adapter: the policy's own LM, whose adapter is off while it is the reference
+    decoder: Decoder
+    policy_pass: Callable[..., tuple[Tensor, Tensor, Tensor | None]]  # log_probs_and_values, compiled or not
     optimizer: torch.optim.Optimizer
     generator: torch.Generator  # of prompts, samples and minibatches
     kl_coefficient: FixedKLCoefficient | AdaptiveKLCoefficient
@@ -172,15 +209,28 @@ class Batch:
     """What an update learns from: B responses of T tokens."""
 
     responses: Responses
+    old_log_probs: Tensor  # [B, T] of the policy that sampled
     ref_log_probs: Tensor  # [B, T]
     values: Tensor  # [B, T] at collection time
     advantages: Tensor  # [B, T]
     returns: Tensor  # [B, T] lambda-returns, the critic's target
 
-    def rows(self, index: Tensor) -> "Batch":
-        """The responses at these positions."""
-        tensors = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "responses"}
-        return replace(self, responses=self.responses.rows(index), **tensors)
+    def part(self, part: "Part") -> "Batch":
+        """The responses of a part, without the padding that it does not need."""
+        tensors = {f.name: getattr(self, f.name)[part.index, : part.width] for f in fields(self) if f.name != "responses"}
+        return replace(self, responses=part.of(self.responses), **tensors)
+
+
+class Part(NamedTuple):
+    """Some rows of a batch, and how many columns they need."""
+
+    index: Tensor  # [b] int64
+    prompt_width: int
+    width: int  # of the responses
+
+    def of(self, responses: Responses) -> Responses:
+        """These rows, cut to these columns."""
+        return responses.rows(self.index).cropped(self.prompt_width, self.width)
 
 
 RewardFn = Callable[[list[str], list[str]], Tensor]  # (prompts, responses) -> [B]
@@ -206,7 +256,8 @@ def train_ppo(
     """Train a policy with PPO to raise reward_fn(prompts, responses) [B] while staying near a reference. In place.
 
     `reference`: the causal LM that the KL is measured to. None: a frozen copy of the policy as it is passed in; a run with
-    a directory stores it there, and resuming reads it back.
+    a directory stores it there, and resuming reads it back. A policy whose LM is a peft model needs no copy: it is its own
+    reference, with the adapter off. Only parameters that require gradients are trained.
     `callback(state)` runs after each update; returning True ends the training.
     `log_dir`: where the log and, every `checkpoint_every` updates, the checkpoint go. `resume`: the directory of a run to
     continue; weights and random states come from its checkpoint.
@@ -262,6 +313,9 @@ def check_arguments(
     check_vocabulary(policy, tokenizer)
     prompt_tokens, _ = encode_prompts(tokenizer, prompts)
     check_context(policy.lm, prompt_tokens.shape[1], config.max_new_tokens)
+    if config.gradient_checkpointing:
+        with gradient_checkpointing(policy):  # whether this model can
+            pass
     if reference is not None:
         if not isinstance(reference, PreTrainedModel | PolicyWithValue):
             raise ValueError(f"reference must be a causal LM of transformers, got {type(reference).__name__}")
@@ -280,18 +334,31 @@ def start(
     run: Run,
 ) -> TrainState:
     """A new training, or the one that the run resumes."""
-    copied = reference is None
-    if copied:
-        reference = copy.deepcopy(policy.lm)
+    own = reference is None and has_adapter(policy.lm)
+    copied = reference is None and not own
+    if reference is None:
+        reference = policy.lm if own else copy.deepcopy(policy.lm)
     policy.eval()
     reference.eval()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
+    decoder = Decoder(
+        policy.lm,
+        dtype=DTYPES[config.precision] if config.precision != "float32" else None,
+        decoding=config.decoding,
+        finish_test_every=config.finish_test_every,
+    )
+    policy_pass = log_probs_and_values
+    if config.compiled_update:
+        with torch.no_grad():
+            policy(torch.zeros(1, 1, dtype=torch.int64, device=policy.device))  # the first call installs hooks: not to be traced
+        policy_pass = torch.compile(log_probs_and_values, dynamic=True)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate, eps=config.adam_eps, fused=True)
     generator = torch.Generator(policy.device).manual_seed(seed)
     if config.kl_target is None:
         coefficient = FixedKLCoefficient(config.kl_coef)
     else:
         coefficient = AdaptiveKLCoefficient(config.kl_coef, config.kl_target, config.kl_horizon)
-    state = TrainState(policy, tokenizer, reference, optimizer, generator, coefficient, log=run.log)
+    state = TrainState(policy, tokenizer, reference, decoder, policy_pass, optimizer, generator, coefficient, log=run.log)
     if run.resumed is None:
         if copied and run.directory is not None:
             save_checkpoint(run.directory / REFERENCE_NAME, Checkpoint(module_tensors(reference, ""), "lm-reference", {}, 0))
@@ -323,8 +390,9 @@ def collect(state: TrainState, prompts: list[str], reward_fn: RewardFn, config: 
     """Sample a batch of responses, score them, and turn scores into advantages. Returns what can be logged of it, too."""
     clock = [time.perf_counter()]
     chosen = [prompts[i] for i in draw_prompts(len(prompts), config.batch_size, state.generator)]
+    state.decoder.refresh()
     responses = generate(
-        state.policy,
+        state.decoder,
         state.tokenizer,
         chosen,
         max_new_tokens=config.max_new_tokens,
@@ -332,35 +400,63 @@ def collect(state: TrainState, prompts: list[str], reward_fn: RewardFn, config: 
         generator=state.generator,
     )
     clock.append(time.perf_counter())
-    mask, log_probs = responses.mask, responses.log_probs
+    mask = responses.mask
     texts = decode(state.tokenizer, responses)
     scores = call_reward_fn(reward_fn, chosen, texts, state.policy.device)
-    ref_log_probs = sequence_log_probs(state.reference, responses, temperature=config.temperature)
-    logits, values = response_logits(state.policy, responses, temperature=config.temperature)
-    values = torch.where(mask, values, 0.0)
+    log_probs, values, ref_log_probs, entropy = score(state, responses, config)
+    mismatch = masked_mean((torch.exp(log_probs - responses.log_probs) - 1.0).abs(), mask)
+    old_log_probs = log_probs if config.recompute_log_probs else responses.log_probs
 
     penalised = scores - config.missing_eos_penalty * (~responses.ended)
     kl_coef = state.kl_coefficient.value
-    rewards = token_rewards(penalised, log_probs, ref_log_probs, mask, kl_coef=kl_coef if config.kl_in == "reward" else 0.0)
+    rewards = token_rewards(penalised, old_log_probs, ref_log_probs, mask, kl_coef=kl_coef if config.kl_in == "reward" else 0.0)
     if config.whiten_rewards:
         rewards = rewards / (masked_mean(rewards.square(), mask).sqrt() + 1e-8)  # no shift: it would pay, or fine, each token
     advantages = response_advantages(rewards, values, mask, gamma=config.gamma, lam=config.lam)
     returns = advantages + values
-    kl = sequence_kl(log_probs, ref_log_probs, mask)
+    kl = sequence_kl(old_log_probs, ref_log_probs, mask)
     state.samples = [Sample(*x) for x in zip(chosen, texts, scores.tolist(), kl.tolist(), strict=True)]
-    row = {
-        "reward": float(scores.mean()),
-        "reward_std": float(scores.std()),
-        "kl": float(kl.mean()),
-        "kl_coef": kl_coef,
-        "entropy": float(entropy_bonus(logits, mask)),
-        "explained_variance": float(explained_variance(values, returns, mask=mask)),
-        "response_length": float(responses.lengths.float().mean()),
-        "eos_fraction": float(responses.ended.float().mean()),
-        "seconds_generation": clock[1] - clock[0],
-        "seconds_scoring": time.perf_counter() - clock[1],
+    numbers = {
+        "reward": scores.mean(),
+        "reward_std": scores.std(),
+        "kl": kl.mean(),
+        "entropy": entropy,
+        "explained_variance": explained_variance(values, returns, mask=mask),
+        "response_length": responses.lengths.float().mean(),
+        "eos_fraction": responses.ended.float().mean(),
+        "sampling_mismatch": mismatch,  # mean |ratio - 1| between the pass that training differentiates and sampling
     }
-    return Batch(responses, ref_log_probs, values, advantages, returns), row
+    row = dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))  # one wait for all
+    row |= {"kl_coef": kl_coef, "seconds_generation": clock[1] - clock[0], "seconds_scoring": time.perf_counter() - clock[1]}
+    return Batch(responses, old_log_probs, ref_log_probs, values, advantages, returns), row
+
+
+def score(state: TrainState, responses: Responses, config: LMPPOConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What policy, critic and reference say of sampled responses: (log_probs, values, ref_log_probs, entropy), [B, T] each, [].
+
+    In as many parts as training computes its gradients in, so that scoring needs no more memory than training.
+    """
+    settings = {"temperature": config.temperature, "dtype": DTYPES[config.precision]}
+    log_probs, values, ref_log_probs = (torch.zeros_like(responses.log_probs) for _ in range(3))
+    entropy, tokens = torch.zeros([], device=log_probs.device), responses.mask.sum()
+    everything = [torch.arange(len(responses), device=log_probs.device)]
+    (parts,) = split(responses, everything, config.minibatches * config.accumulation, config.sort_by_length)
+    for part in parts:
+        these = part.of(responses)
+        place = part.index, slice(part.width)
+        with (
+            torch.set_grad_enabled(config.recompute_log_probs),  # then it is the very pass that training differentiates
+            gradient_checkpointing(state.policy, config.gradient_checkpointing),
+        ):
+            outputs = state.policy_pass(state.policy, these, with_entropy=True, **settings)
+            part_log_probs, part_values, part_entropy = (x.detach() for x in outputs)
+        del outputs  # and with it the graph, before the next part builds its own
+        log_probs[place] = part_log_probs
+        values[place] = torch.where(these.mask, part_values, 0.0)
+        with without_adapter(state.reference):
+            ref_log_probs[place] = sequence_log_probs(state.reference, these, **settings)
+        entropy += part_entropy * these.mask.sum() / tokens
+    return log_probs, values, ref_log_probs, entropy
 
 
 def draw_prompts(n: int, batch_size: int, generator: torch.Generator) -> list[int]:
@@ -394,18 +490,20 @@ def improve(state: TrainState, batch: Batch, config: LMPPOConfig) -> Row:
     if config.whiten_advantages:  # before splitting: the scale must not depend on the split
         kl_weight = kl_weight / (masked_var(batch.advantages, mask).sqrt() + 1e-8)  # the loss is then scaled as a whole
         batch = replace(batch, advantages=whiten(batch.advantages, mask))
+    orders = [torch.randperm(config.batch_size, generator=state.generator, device=mask.device) for _ in range(config.epochs)]
+    minibatches = [index for order in orders for index in order.tensor_split(config.minibatches)]
     steps: list[Tensor] = []
-    for _ in range(config.epochs):
-        for minibatch in shuffled(batch, config.minibatches, state.generator):
-            tokens = minibatch.responses.mask.sum()
+    with gradient_checkpointing(policy, config.gradient_checkpointing):
+        for parts in split(batch.responses, minibatches, config.accumulation, config.sort_by_length):
+            tokens = sum(mask[part.index].sum() for part in parts)
             optimizer.zero_grad()
-            numbers = torch.zeros(len(STEP_COLUMNS), device=policy.device)
+            numbers = torch.zeros(len(STEP_COLUMNS), device=mask.device)
             deviation = numbers[0]
-            for part in split(minibatch, config.accumulation):
+            for part in map(batch.part, parts):
                 share = part.responses.mask.sum() / tokens  # means of parts, weighted by their tokens, make the mean of all
-                loss, parts, largest = ppo_loss(policy, part, config, kl_weight)
+                loss, losses, largest = ppo_loss(policy, part, config, kl_weight, policy_pass=state.policy_pass)
                 (share * loss).backward()
-                numbers = numbers + share * torch.stack(parts)
+                numbers = numbers + share * torch.stack(losses)
                 deviation = torch.maximum(deviation, largest)
             grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm or math.inf)
             optimizer.step()
@@ -424,17 +522,23 @@ def improve(state: TrainState, batch: Batch, config: LMPPOConfig) -> Row:
 STEP_COLUMNS = ["policy_loss", "value_loss", "kl_loss", "approx_kl", "clip_fraction"]
 
 
-def ppo_loss(policy: PolicyWithValue, batch: Batch, config: LMPPOConfig, kl_weight: float | Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+def ppo_loss(
+    policy: PolicyWithValue,
+    batch: Batch,
+    config: LMPPOConfig,
+    kl_weight: float | Tensor,
+    *,
+    policy_pass: Callable[..., tuple[Tensor, Tensor, Tensor | None]] = log_probs_and_values,
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """The loss of one minibatch, its parts in the order of `STEP_COLUMNS`, and the largest |ratio - 1|.
 
         L = L_policy + value_coef * L_value (+ kl_weight * L_kl, where the KL is a loss)
 
     Source: Schulman et al. 2017, equation 9, over the real tokens of all responses together.
     """
-    responses, mask = batch.responses, batch.responses.mask
-    logits, values = response_logits(policy, responses, temperature=config.temperature)
-    log_probs = token_log_probs(logits, responses.tokens, mask)
-    old_log_probs = responses.log_probs
+    responses, mask, old_log_probs = batch.responses, batch.responses.mask, batch.old_log_probs
+    settings = {"temperature": config.temperature, "dtype": DTYPES[config.precision]}
+    log_probs, values, _ = policy_pass(policy, responses, with_entropy=config.compiled_update, **settings)  # compiled: as when scored
     policy_loss = clipped_surrogate_loss(log_probs, old_log_probs, batch.advantages, clip_range=config.clip_range, mask=mask)
     old_values = None if config.value_clip_range is None else batch.values
     critic_loss = value_loss(values, batch.returns, old_values=old_values, clip_range=config.value_clip_range, mask=mask)
@@ -452,20 +556,17 @@ def ppo_loss(policy: PolicyWithValue, batch: Batch, config: LMPPOConfig, kl_weig
     return loss, [policy_loss.detach(), critic_loss.detach(), reference_loss.detach(), *diagnostics], largest
 
 
-def shuffled(batch: Batch, parts: int, generator: torch.Generator) -> Iterator[Batch]:
-    """The batch in random disjoint minibatches of even size."""
-    order = torch.randperm(len(batch.responses), generator=generator, device=generator.device)
-    for index in order.tensor_split(parts):
-        yield batch.rows(index)
-
-
-def split(batch: Batch, parts: int) -> Iterator[Batch]:
-    """A minibatch in consecutive parts."""
-    if parts == 1:
-        yield batch
-        return
-    for index in torch.arange(len(batch.responses), device=batch.returns.device).tensor_split(parts):
-        yield batch.rows(index)
+def split(responses: Responses, groups: list[Tensor], count: int, by_length: bool) -> list[list[Part]]:
+    """Each group of rows in `count` parts of even size. `by_length`: similar lengths together, each part as wide as it must be."""
+    if not by_length:
+        widths = responses.prompt_tokens.shape[1], responses.tokens.shape[1]
+        return [[Part(index, *widths) for index in group.tensor_split(count)] for group in groups]
+    prompts, lengths = responses.prompt_mask.sum(1), responses.lengths
+    total = prompts + lengths
+    indices = [index for group in groups for index in group[total[group].argsort(stable=True)].tensor_split(count)]
+    widths = torch.stack([torch.stack([prompts[index].max(), lengths[index].max()]) for index in indices]).tolist()  # one wait for all
+    parts = [Part(index, *width) for index, width in zip(indices, widths, strict=True)]
+    return [parts[i : i + count] for i in range(0, len(parts), count)]
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -53,8 +53,14 @@ class Sequences:
 
     def trimmed(self) -> "Sequences":
         """The same without the columns that are padding in every row."""
-        prompt, response = self.prompt_mask.any(0), self.mask.any(0)
-        return Sequences(self.prompt_tokens[:, prompt], self.prompt_mask[:, prompt], self.tokens[:, response], self.mask[:, response])
+        return self.cropped(int(self.prompt_mask.sum(1).max()), int(self.lengths.max()))
+
+    def cropped(self, prompt_width: int, width: int) -> "Sequences":
+        """The last `prompt_width` columns of the prompts, the first `width` of the responses: for widths that cut padding alone."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name).ndim == 2}
+        start = self.prompt_tokens.shape[1] - prompt_width
+        cut = {name: x[:, start:] if name.startswith("prompt_") else x[:, :width] for name, x in columns.items()}
+        return replace(self, **{name: x.contiguous() for name, x in cut.items()})  # to compiled code another stride is another shape
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,8 +26,11 @@ from transformers import (
 from ppo_edu.lm.sequences import Sequences
 from ppo_edu.runs import seeded
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 WORDS = ("a", "b", "c", "d", "e", "f", "g")
 PROMPTS = ("a", "b c d a e", "c c", "d e f", "g g a b", "f")  # of different length: all but one are padded
+TWO_WORDS_AT_LEAST = ("b c", "b c d a e", "c c", "d e f", "g g a b", "f e")  # a compiler treats a width of 1 as a case of its own
 
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 COMMON = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
@@ -64,8 +68,8 @@ def make_lm(architecture: str, *, vocab_size: int = 3 + len(WORDS), seed: int = 
     return model.eval()
 
 
-def seeded_generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded_generator(seed: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
 
 
 def more_padding(sequences: Sequences, *, left: int, right: int, token: int = 0) -> Sequences:

@@ -16,6 +16,8 @@ import torch
 from ppo_helpers import same, unmeasured, weights
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+pytest.importorskip("tyro")  # the library does without
+
 from ppo_edu.cli import main
 from ppo_edu.lm import LMPPOConfig, PolicyWithValue, make_gpt2, pipeline
 from ppo_edu.lm import cli as lm_cli

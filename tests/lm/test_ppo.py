@@ -239,9 +239,9 @@ def test_a_whole_update_equals_one_computed_from_the_formulas_in_float64(variant
     policy, reference = make_policy(value=value, head=0.3), make_lm("gpt2", seed=1)
     steps, original = [], ppo.ppo_loss
 
-    def recording(policy, batch, config, kl_weight):
+    def recording(policy, batch, config, kl_weight, **kwargs):
         now = double(policy)
-        result = original(policy, batch, config, kl_weight)
+        result = original(policy, batch, config, kl_weight, **kwargs)
         steps.append((now, batch, float(kl_weight), result))
         return result
 
@@ -395,7 +395,7 @@ def test_prompts_are_drawn_at_random_and_anew():
 
 COLUMNS = {"update", "seconds", "reward", "reward_std", "kl", "kl_coef", "entropy", "explained_variance", "response_length", "eos_fraction"}
 COLUMNS |= {"policy_loss", "value_loss", "kl_loss", "approx_kl", "clip_fraction", "grad_norm", "learning_rate", "tokens_per_second"}
-COLUMNS |= {"first_minibatch_ratio_deviation", "largest_ratio_deviation", "peak_memory_mb"}
+COLUMNS |= {"first_minibatch_ratio_deviation", "largest_ratio_deviation", "sampling_mismatch", "peak_memory_mb"}
 COLUMNS |= {"seconds_generation", "seconds_scoring", "seconds_update"}
 
 

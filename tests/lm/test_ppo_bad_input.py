@@ -18,11 +18,11 @@ NAN, INF = float("nan"), float("inf")
 
 # The config ---------------------------------------------------------------------------------------------------------------
 
-COUNTS = ["updates", "batch_size", "max_new_tokens", "epochs", "minibatches", "accumulation"]
-SWITCHES = ["anneal_learning_rate", "whiten_rewards", "whiten_advantages"]
+COUNTS = ["updates", "batch_size", "max_new_tokens", "epochs", "minibatches", "accumulation", "finish_test_every"]
+SWITCHES = ["anneal_learning_rate", "whiten_rewards", "whiten_advantages", "recompute_log_probs"]
+SWITCHES += ["compiled_update", "gradient_checkpointing", "sort_by_length"]
 POSITIVE, OPTIONAL = ["temperature", "clip_range", "adam_eps", "kl_horizon"], ["value_clip_range", "max_grad_norm", "kl_target"]
 UNIT, NOT_NEGATIVE = ["gamma", "lam"], ["learning_rate", "kl_coef", "value_coef", "missing_eos_penalty"]
-CHOICES = ["kl_in", "kl_loss"]
 BAD = [
     (COUNTS, [0, -1, 2.0, "2", True, None, NAN, INF]),
     (SWITCHES, [0, 1, "False", None]),
@@ -32,6 +32,8 @@ BAD = [
     (NOT_NEGATIVE, [-0.1, NAN, INF, -INF, "1", None, True]),
     (["kl_in"], ["penalty", "Reward", "", None, 1, ["reward"]]),
     (["kl_loss"], ["k1", "K2", "", None, 2]),
+    (["precision"], ["float16", "bf16", "", None, torch.bfloat16, 16]),
+    (["decoding"], ["fast", "Static", "", None, True]),
 ]
 GOOD = [
     (UNIT, [0, 0.0, 1, 1.0]),
@@ -40,6 +42,10 @@ GOOD = [
     (COUNTS[2:4], [1]),
     (["kl_in"], ["reward", "loss"]),
     (["kl_loss"], ["k2", "k3"]),
+    (["precision"], ["float32", "bfloat16"]),
+    (["decoding"], ["dynamic", "static", "compiled"]),
+    (SWITCHES, [True, False]),
+    (["finish_test_every"], [1, 99]),
     (["batch_size"], [4, 5]),
 ]
 
@@ -76,6 +82,11 @@ def test_steering_needs_a_horizon_of_a_batch_at_least_and_something_to_multiply(
         small(kl_target=1.0, kl_coef=0)
     assert small(kl_target=1.0, kl_horizon=8, kl_coef=0.1).kl_horizon == 8
     assert small(kl_horizon=7, kl_coef=0).kl_target is None
+
+
+def test_compiling_and_checkpointing_exclude_each_other():
+    with pytest.raises(ValueError, match=r"^gradient_checkpointing must be False with compiled_update: use accumulation"):
+        small(compiled_update=True, gradient_checkpointing=True)
 
 
 def test_a_config_is_frozen_and_every_field_says_what_it_is():

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from ppo_edu.lm import LMPPOConfig, PolicyWithValue, train_ppo
 from ppo_edu.runs import column
+
+pytest.importorskip("gymnasium")  # which the exact solutions come with, and language models do without
+
 from ppo_edu.teach.exact import kl_regularised_optimum, text_reward, total_variation
 
 LETTERS = 3

@@ -193,6 +193,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(stopped, kind):
 
 
 def test_a_checkpoint_that_classic_control_wrote_is_refused(tmp_path):
+    pytest.importorskip("gymnasium")
     from control_helpers import tiny
 
     from ppo_edu.control import train

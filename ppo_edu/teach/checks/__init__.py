@@ -20,6 +20,7 @@ from ppo_edu.teach.checks.chapter10 import check_gaussian_log_prob, check_runnin
 from ppo_edu.teach.checks.chapter11 import check_position_ids, check_response_log_probs, check_response_mask
 from ppo_edu.teach.checks.chapter12 import check_last_token_score, check_preference_loss
 from ppo_edu.teach.checks.chapter13 import check_accumulated_loss, check_kl_loss, check_masked_whitening, check_token_rewards
+from ppo_edu.teach.checks.chapter14 import check_state_bytes, check_token_step_seconds, check_truncated_surrogate
 from ppo_edu.teach.checks.core import (
     check_clipped_surrogate,
     check_discounted_return,
@@ -70,9 +71,12 @@ __all__ = [
     "check_sb3_rewards",
     "check_score",
     "check_squashed_log_prob",
+    "check_state_bytes",
     "check_state_values",
     "check_td_residual",
     "check_token_rewards",
+    "check_token_step_seconds",
+    "check_truncated_surrogate",
     "check_valid_rows",
     "check_value_clip",
     "check_value_iteration",

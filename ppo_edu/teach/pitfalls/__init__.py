@@ -19,6 +19,7 @@ from ppo_edu.teach.pitfalls import chapter10 as chapter10
 from ppo_edu.teach.pitfalls import chapter11 as chapter11
 from ppo_edu.teach.pitfalls import chapter12 as chapter12
 from ppo_edu.teach.pitfalls import chapter13 as chapter13
+from ppo_edu.teach.pitfalls import chapter14 as chapter14
 from ppo_edu.teach.pitfalls import control as control
 from ppo_edu.teach.pitfalls import core as core
 from ppo_edu.teach.pitfalls import lm as lm
