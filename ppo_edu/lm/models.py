@@ -257,7 +257,7 @@ def log_probs_and_values(
 
 @contextmanager
 def gradient_checkpointing(model: nn.Module, enabled: bool = True) -> Iterator[None]:
-    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more operations.
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, about a fifth more operations.
 
     Raises: ValueError for a model whose layers transformers does not mark as fit for it.
     """
