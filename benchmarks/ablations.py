@@ -16,7 +16,7 @@ The JSON, `ppo_edu/teach/data/ablations.json`:
     variants   {name: what is changed, in words}
     seeds      list
     runs       {task: {variant: [one per seed: {"auc", "steps_to_threshold" (null: never), "final": mean return of the last
-               tenth, "seconds", "curve": returns at `points` (null where no episode had ended)}]}}
+               tenth (null: no episode ended there), "seconds", "curve": returns at `points` (null where no episode had ended)}]}}
     points     {task: environment steps of the curves' points}
 """
 
@@ -120,10 +120,12 @@ def run(task: Task, variant: Variant, seed: int) -> dict[str, Any]:
     steps = np.array([min(row["env_steps"], config.total_steps) for row in result.log], dtype=float)
     returns = np.array([row["episode_return"] for row in result.log])
     reached = steps_to_threshold(steps, returns, threshold=task.threshold)
+    last = returns[-max(1, len(returns) // 10) :]
+    last = last[np.isfinite(last)]
     return {
         "auc": normalized_auc(steps, returns, random=task.random, threshold=task.threshold, total_steps=config.total_steps),
         "steps_to_threshold": None if math.isinf(reached) else reached,
-        "final": float(np.nanmean(returns[-max(1, len(returns) // 10) :])),
+        "final": float(last.mean()) if len(last) else None,
         "seconds": round(seconds, 2),
         "curve": curve(steps, returns, config.total_steps),
     }

@@ -36,7 +36,6 @@ from ppo_edu.runs import (
     seeded,
 )
 
-
 SWITCHES = ("anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "normalize_observations", "normalize_rewards")
 SWITCHES += ("orthogonal_init", "shared_network", "squash_actions")
 

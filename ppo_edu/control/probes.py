@@ -38,6 +38,7 @@ class ProbeEnv(gym.Env):
         return self._seen(), reward, ends, False, {}
 
     def first_observation(self) -> float:
+        """What an episode begins with."""
         return 0.0
 
     def outcome(self, action: int) -> tuple[float, bool]:
@@ -62,6 +63,7 @@ class ObservationReward(ProbeEnv):
     """The observation, 1 or -1, is the reward, and the episode ends: V(s) = s."""
 
     def first_observation(self) -> float:
+        """What an episode begins with."""
         return float(self.np_random.choice([-1.0, 1.0]))
 
     def outcome(self, action: int) -> tuple[float, bool]:
@@ -72,6 +74,7 @@ class DelayedReward(ProbeEnv):
     """Two steps, -1 and then 1, of which only the second pays: V(1) = 1, V(-1) = gamma."""
 
     def first_observation(self) -> float:
+        """What an episode begins with."""
         return -1.0
 
     def outcome(self, action: int) -> tuple[float, bool]:

@@ -149,7 +149,7 @@ SUSPECTS = _known(
     Suspect(
         "value-sign-reversed",
         (Sign("value_loss", "late", low=1e5),),
-        "With V + gamma V' - r in the place of a residual, every step's surprise is about twice the critic's own value, and the target adds "
+        "With V + gamma V' - r in the place of a residual, a step's surprise is about twice the critic's own value, and the target adds "
         "them up: the more it says, the more it is asked for. The rewards, a few units in thousands, no longer matter.",
         "Returns on CartPole lie between 1 and 100. Take the root of twice the value loss: how wrong is the critic, in units of reward?",
         "advantage",

@@ -188,7 +188,7 @@ def test_the_loss_equals_one_computed_sample_by_sample(kind):
     want = -np.minimum(ratios * a, np.clip(ratios, 0.8, 1.2) * a).mean() + 0.5 * 0.5 * np.square(values - returns.numpy()).mean()
     batch = Batch(observations, u, torch.from_numpy(old).float(), torch.zeros(40), advantages, returns)
     loss, _ = ppo_loss(policy, batch, tiny(), 0.2, clipped_surrogate_loss)
-    assert float(loss) == pytest.approx(want, rel=1e-4)
+    assert loss.item() == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

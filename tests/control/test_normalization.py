@@ -186,7 +186,9 @@ def test_bad_rollouts_are_refused(changes, message):
         RewardNormalizer(3, 0.9)(**(good | changes))
 
 
-@pytest.mark.parametrize(("num_envs", "gamma", "name"), [(0, 0.9, "num_envs"), (True, 0.9, "num_envs"), (2, 1.1, "gamma"), (2, NAN, "gamma")])
+@pytest.mark.parametrize(
+    ("num_envs", "gamma", "name"), [(0, 0.9, "num_envs"), (True, 0.9, "num_envs"), (2, 1.1, "gamma"), (2, NAN, "gamma")]
+)
 def test_bad_arguments_are_refused(num_envs, gamma, name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         RewardNormalizer(num_envs, gamma)
@@ -297,7 +299,8 @@ def test_a_stopped_run_continues_bit_for_bit_with_its_statistics(tmp_path, updat
     assert same_tensors(tensors(tmp_path / "parts"), tensors(tmp_path / "whole"))
     assert without_seconds(resumed.log) == without_seconds(whole.log)
     assert resumed.policy.normalizer.count == whole.env_steps
-    assert {"reward_normalizer.moments.mean", "reward_normalizer.discounted", "policy.normalizer.mean"} <= tensors(tmp_path / "whole").keys()
+    names = {"reward_normalizer.moments.mean", "reward_normalizer.discounted", "policy.normalizer.mean"}
+    assert names <= tensors(tmp_path / "whole").keys()
 
 
 @pytest.mark.parametrize("squash_actions", [False, True])

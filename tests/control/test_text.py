@@ -11,7 +11,17 @@ from control_helpers import tiny
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from ppo_edu.control import PPOConfig, TextEnv, distinct_bigrams, distinct_texts, evaluate, make_policy, register_text_env, sample_texts, train
+from ppo_edu.control import (
+    PPOConfig,
+    TextEnv,
+    distinct_bigrams,
+    distinct_texts,
+    evaluate,
+    make_policy,
+    register_text_env,
+    sample_texts,
+    train,
+)
 from ppo_edu.control import envs as envs_module
 from ppo_edu.control.envs import make_envs
 from ppo_edu.control.text import MAX_LENGTH, VOCABULARY, alternating_letters
@@ -234,6 +244,6 @@ def test_the_same_trainer_learns_to_write():
     best = max(alternating_letters(text) * 10 / 3 for text in everything)
     config = PPOConfig(env_id="Tiny-v0", total_steps=12_000, gamma=1.0)
     policy = train(config, progress=False).policy
-    texts, rewards = sample_texts(policy, "Tiny-v0", 200)
+    _, rewards = sample_texts(policy, "Tiny-v0", 200)
     assert np.mean(rewards) >= 0.95
     assert max(rewards) == pytest.approx(best) == pytest.approx(1.0)

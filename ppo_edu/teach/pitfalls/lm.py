@@ -84,7 +84,8 @@ def _before_the_filters(policy, tokenizer, prompts, *, max_new_tokens, temperatu
 
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
     responses = generate(policy, tokenizer, prompts, **settings)
-    return replace(responses, log_probs=sequence_log_probs(policy, responses).detach())
+    model = getattr(policy, "model", policy)  # of a decoder
+    return replace(responses, log_probs=sequence_log_probs(model, responses).detach())
 
 
 @pitfall(
@@ -95,10 +96,10 @@ def _before_the_filters(policy, tokenizer, prompts, *, max_new_tokens, temperatu
     exposed_by="learning rate 0 with a temperature other than 1",
     discussed="https://github.com/huggingface/trl/pull/3029",
 )
-def _without_temperature(model, sequences, *, temperature=1.0):
+def _without_temperature(model, sequences, *, temperature=1.0, dtype=torch.float32):
     from ppo_edu.lm.models import response_logits
 
-    return response_logits(model, sequences)
+    return response_logits(model, sequences, dtype=dtype)
 
 
 @pitfall(
@@ -109,12 +110,12 @@ def _without_temperature(model, sequences, *, temperature=1.0):
     exposed_by="a plain forward pass and a token computed by hand",
     discussed="https://github.com/lucidrains/PaLM-rlhf-pytorch/issues/31",
 )
-def _logits_late(model, sequences, *, temperature=1.0):
+def _logits_late(model, sequences, *, temperature=1.0, dtype=torch.float32):
     from ppo_edu.lm.models import response_logits
 
     s = sequences
     longer = replace(s, tokens=F.pad(s.tokens, (0, 1)), mask=F.pad(s.mask, (0, 1), value=False))
-    logits, values = response_logits(model, longer, temperature=temperature)
+    logits, values = response_logits(model, longer, temperature=temperature, dtype=dtype)
     return logits[:, 1:], None if values is None else values[:, :-1]
 
 
@@ -231,7 +232,7 @@ def _dropout_on(state, batch, config):
     discussed="https://github.com/PrimeIntellect-ai/prime-rl/pull/583",
 )
 def _micro_batch_means(state, batch, config):
-    from ppo_edu.lm.ppo import STEP_COLUMNS, ppo_loss, shuffled, split
+    from ppo_edu.lm.ppo import STEP_COLUMNS, ppo_loss, split
 
     started = time.perf_counter()
     policy, optimizer, mask = state.policy, state.optimizer, batch.responses.mask
@@ -239,19 +240,20 @@ def _micro_batch_means(state, batch, config):
     if config.whiten_advantages:
         kl_weight = kl_weight / (masked_var(batch.advantages, mask).sqrt() + 1e-8)
         batch = replace(batch, advantages=whiten(batch.advantages, mask))
+    orders = [torch.randperm(config.batch_size, generator=state.generator) for _ in range(config.epochs)]
+    minibatches = [index for order in orders for index in order.tensor_split(config.minibatches)]
     steps = []
-    for _ in range(config.epochs):
-        for minibatch in shuffled(batch, config.minibatches, state.generator):
-            optimizer.zero_grad()
-            numbers, deviations = [], []
-            for part in split(minibatch, config.accumulation):
-                loss, parts, largest = ppo_loss(policy, part, config, kl_weight)
-                (loss / config.accumulation).backward()  # here: the tokens of the part are not counted
-                numbers.append(torch.stack(parts))
-                deviations.append(largest)
-            grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm or math.inf)
-            optimizer.step()
-            steps.append([*torch.stack(numbers).mean(0).tolist(), float(grad_norm), max(map(float, deviations))])
+    for parts in split(batch.responses, minibatches, config.accumulation, config.sort_by_length):
+        optimizer.zero_grad()
+        numbers, deviations = [], []
+        for part in map(batch.part, parts):
+            loss, losses, largest = ppo_loss(policy, part, config, kl_weight)
+            (loss / config.accumulation).backward()  # here: the tokens of the part are not counted
+            numbers.append(torch.stack(losses))
+            deviations.append(largest)
+        grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm or math.inf)
+        optimizer.step()
+        steps.append([*torch.stack(numbers).mean(0).tolist(), float(grad_norm), max(map(float, deviations))])
     *last_epoch, _ = np.mean(steps[-config.minibatches :], axis=0).tolist()
     return {
         **dict(zip([*STEP_COLUMNS, "grad_norm"], last_epoch, strict=True)),
