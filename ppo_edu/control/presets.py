@@ -20,9 +20,7 @@ PENDULUM = PPOConfig(
     epochs=10,
     minibatch_size=256,
     learning_rate=2e-3,
-    gamma=0.95,
     lam=0.9,
-    normalize_observations=True,
     normalize_rewards=True,
 )
 
