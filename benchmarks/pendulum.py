@@ -2,7 +2,7 @@
 
     python -m benchmarks.pendulum [--seeds 5] [--output FILE]
 
-In the preset as it stands: whoever changes it runs this again, and then chapter 10.
+The same with observation normalisation switched the other way. Whoever changes the preset runs this again, and then chapter 10.
 """
 
 import argparse
@@ -44,16 +44,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=data_path(NAME))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs = []
-    for seed in range(args.seeds):
-        runs.append(run_seed(PENDULUM, seed))
-        print({name: x for name, x in runs[-1].items() if name != "curve"}, flush=True)
+    switched = dataclasses.replace(PENDULUM, normalize_observations=not PENDULUM.normalize_observations)
+    runs: dict[str, list[dict]] = {"runs": [], "switched_runs": []}
+    for name, config in zip(runs, (PENDULUM, switched), strict=True):
+        for seed in range(args.seeds):
+            runs[name].append(run_seed(config, seed))
+            print(name, {key: x for key, x in runs[name][-1].items() if key != "curve"}, flush=True)
     result = {
         "question": f"the preset for {PENDULUM.env_id}, {EPISODES} fresh greedy episodes per seed",
         "command": f"python -m benchmarks.pendulum --seeds {args.seeds}",
         "metadata": machine_metadata("gymnasium"),
         "config": dataclasses.asdict(PENDULUM),
-        "runs": runs,
+        **runs,
     }
     write_json(result, args.output)
 

@@ -371,7 +371,7 @@ SCALES = {  # where the default will not do: zero must be seen, and so must a fa
 
 def draw_run(log: Sequence[Row], healthy: Sequence[Sequence[Row]], title: str = "") -> Figure:
     """A run's curves, one panel per quantity, each over the band of healthy runs."""
-    figure, grid = plt.subplots(2, 4, figsize=(7.6, 3.3), sharex=True)
+    figure, grid = plt.subplots(2, 4, figsize=(7.4, 3.2), sharex=True, dpi=96)
     with plt.rc_context({"axes.titlesize": 9}):
         for axes, (quantity, words) in zip(grid.flat, QUANTITIES.items(), strict=True):
             plot_band(axes, healthy, quantity, colour=GREEN)
@@ -382,9 +382,11 @@ def draw_run(log: Sequence[Row], healthy: Sequence[Sequence[Row]], title: str = 
             axes.set_title(words)
             axes.tick_params(labelsize=7.5)
             axes.set_xticks([0, 20_000, 40_000], ["0", "20k", "40k"])
-            axes.set_xlabel("")
+            axes.set_xlabel("")  # the band's own
             _scale(axes, **SCALES[quantity])
-    figure.suptitle(title, x=0.01, ha="left", size=10, weight="bold")
+    figure.supxlabel("environment steps", size=8.5)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", size=10, weight="bold")
     return figure
 
 
@@ -402,7 +404,7 @@ def _scale(axes: Axes, *, ylim: tuple[float, float], yscale: tuple = ("linear",)
 
 def draw_chart() -> Figure:
     """The questions of `CHART` from top to bottom: yes leads to the right, no to the next one. Narrow, for a phone."""
-    figure, axes = plt.subplots(figsize=(4.4, 0.86 * len(CHART) + 0.3), layout="none")
+    figure, axes = plt.subplots(figsize=(4.4, 0.86 * len(CHART) + 0.3), dpi=100, layout="none")
     figure.subplots_adjust(0, 0, 1, 1)
     axes.set_axis_off()
     axes.set_xlim(0, 10)

@@ -26,7 +26,7 @@ def test_it_was_made_with_the_preset_as_it_is_now(stored):
 
 
 def test_at_least_four_of_five_seeds_reach_the_bar(stored):
-    assert [run["seed"] for run in stored["runs"]] == list(range(5))
+    assert [run["seed"] for run in stored["runs"]] == [run["seed"] for run in stored["switched_runs"]] == list(range(5))
     assert sum(run["mean_return"] >= -200 for run in stored["runs"]) >= 4
 
 
