@@ -4,7 +4,7 @@ from ppo_edu.control.evaluation import evaluate
 from ppo_edu.control.networks import CategoricalPolicy, GaussianPolicy, Policy, SquashedGaussianPolicy, SquashedNormal, make_policy
 from ppo_edu.control.normalization import ObservationNormalizer, RewardNormalizer, RunningMoments
 from ppo_edu.control.ppo import PPOConfig, TrainResult, TrainState, load_policy, train
-from ppo_edu.control.probes import ProbeReport, probe
+from ppo_edu.control.probes import Measurement, ProbeReport, probe
 from ppo_edu.control.rollout import Collector, Rollout
 from ppo_edu.control.text import TextEnv, distinct_bigrams, distinct_texts, register_text_env, sample_texts
 
@@ -12,6 +12,7 @@ __all__ = [
     "CategoricalPolicy",
     "Collector",
     "GaussianPolicy",
+    "Measurement",
     "ObservationNormalizer",
     "PPOConfig",
     "Policy",

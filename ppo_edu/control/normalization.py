@@ -61,6 +61,7 @@ class ObservationNormalizer(RunningMoments):
     """
 
     def forward(self, observations: Tensor) -> Tensor:  # [..., D] -> [..., D]
+        """Observations on the common scale, clipped."""
         scaled = (observations - self.mean) / (self.variance + EPS).sqrt()
         return scaled.clamp(-LIMIT, LIMIT).to(observations.dtype)
 
