@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from ppo_edu.control import PPOConfig, evaluate, load_policy, train
+from ppo_edu.control.presets import ACROBOT, CARTPOLE, PENDULUM, TEXT
 
-SHORT_NAMES = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1", "mountaincar": "MountainCar-v0", "lunarlander": "LunarLander-v3"}
+PRESETS = {"cartpole": CARTPOLE, "acrobot": ACROBOT, "pendulum": PENDULUM, "text": TEXT}
+SHORT_NAMES = {"mountaincar": "MountainCar-v0", "lunarlander": "LunarLander-v3"} | {name: x.env_id for name, x in PRESETS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TrainOptions(PPOConfig):
     """Train a policy with PPO and evaluate it greedily over 100 episodes."""
 
     env_id: tyro.conf.Positional[str] = "cartpole"
-    """Gymnasium environment, or a short name such as cartpole."""
+    """Gymnasium environment, or a short name: cartpole, acrobot, pendulum and text bring the options that solve them."""
     seed: int = 0
     """Seed of everything random in the run."""
     log_dir: Path | None = None
@@ -34,8 +36,13 @@ class TrainOptions(PPOConfig):
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "env_id", SHORT_NAMES.get(self.env_id, self.env_id))
-        super().__post_init__()
+        """Nothing is checked before all is known: `config` does it."""
+
+    @property
+    def config(self) -> PPOConfig:
+        """What to train. Raises: ValueError for a bad value."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(PPOConfig)}
+        return PPOConfig(**values | {"env_id": SHORT_NAMES.get(self.env_id, self.env_id)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,7 @@ class LMOptions:
 
 def run_train(options: TrainOptions) -> None:
     """`ppo-edu train`."""
-    config = PPOConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(PPOConfig)})
+    config = options.config
     result = train(
         config,
         seed=options.seed,
@@ -127,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if args and args[0] == "lm":
             run_lm(args[1:])
             return 0
-        options = tyro.cli(Command, args=args, prog="ppo-edu", description=__doc__)
+        options = parse(args)
         COMMANDS[type(options)](options)
     except ValueError as error:
         return fail(error, 2)
@@ -136,6 +143,15 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted; a run with a log directory can be resumed", 130)
     return 0
+
+
+def parse(args: Sequence[str]) -> Any:
+    """The options of a command line. For a task with a preset, an option that is not given is the preset's."""
+    options = tyro.cli(Command, args=args, prog="ppo-edu", description=__doc__)
+    if isinstance(options, TrainOptions) and options.env_id in PRESETS:
+        default = TrainOptions(**vars(PRESETS[options.env_id]))
+        options = tyro.cli(TrainOptions, args=args[1:], prog="ppo-edu train", default=default)
+    return options
 
 
 def fail(error: object, code: int) -> int:

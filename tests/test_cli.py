@@ -14,7 +14,7 @@ from control_helpers import same_tensors, tiny, without_seconds
 
 from ppo_edu import cli
 from ppo_edu.cli import main
-from ppo_edu.control import PPOConfig, train
+from ppo_edu.control import PPOConfig, presets, train
 from ppo_edu.runs import CHECKPOINT_NAME, LOG_NAME, load_checkpoint, read_log
 
 SMALL = ["--num-envs", "4", "--num-steps", "16", "--minibatch-size", "32", "--epochs", "2", "--hidden-sizes", "8"]
@@ -79,6 +79,27 @@ def test_without_options_the_default_config_is_trained(monkeypatch):
     assert seen == [PPOConfig()]
 
 
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "pendulum", "text"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_short_name_brings_the_options_that_solve_the_task_and_others_still_count(name, order, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "train", lambda config, **options: seen.append(config) or sys.exit(0))
+    preset = getattr(presets, name.upper())
+    assert call("train", name) == 0
+    assert call("train", *[name, "--gamma=0.5"][::order], "--num-envs", "8", "--num-steps", "64", "--minibatch-size", "500") == 0
+    changed = dataclasses.replace(preset, gamma=0.5, num_envs=8, num_steps=64, minibatch_size=500)
+    assert seen == [preset, changed]
+    assert type(seen[0]) is PPOConfig
+
+
+def test_an_environments_own_name_brings_no_preset(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "train", lambda config, **options: seen.append(config) or sys.exit(0))
+    assert call("train", "Pendulum-v1", "--log-dir", "pendulum") == 0
+    assert call("train", "mountaincar") == 0
+    assert seen == [PPOConfig(env_id="Pendulum-v1"), PPOConfig(env_id="MountainCar-v0")]
+
+
 def test_every_config_field_has_an_option_with_its_text(capsys):
     assert call("train", "--help") == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -137,7 +158,7 @@ BAD_OPTIONS = [
     (["--resume", "nowhere"], "no checkpoint at nowhere"),
     (["NoSuchEnvironment-v0"], "env_id must name an environment"),
     (["not an id"], "env_id must name an environment"),
-    (["Pendulum-v1"], "categorical policy needs Discrete actions"),
+    (["TwoActions-v0"], "actions must be Discrete, counted from 0, or a Box"),
     (["Image-v0"], "observations must be vectors"),
     (["NaNReward-v0"], "reward must be finite"),
 ]

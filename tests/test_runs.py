@@ -140,7 +140,7 @@ def test_half_of_a_run_is_refused_too(tmp_path, name):
     assert contents(tmp_path) == {name: b"something"}
 
 
-@pytest.mark.parametrize("env_id", ["NoSuchEnvironment-v0", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["NoSuchEnvironment-v0", "TwoActions-v0"])
 def test_a_run_that_failed_before_its_first_update_does_not_block_the_directory(tmp_path, env_id):
     with pytest.raises(ValueError, match=r"env_id|Discrete"):
         run(tiny(env_id=env_id), log_dir=tmp_path)

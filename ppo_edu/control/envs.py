@@ -9,7 +9,10 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from ppo_edu.control.text import TextEnv, register_text_env
 from ppo_edu.runs import generator_tensor, restore_generator
+
+__all__ = ["TextEnv", "environment_tensors", "make_envs", "register_text_env", "restore_environment", "warn_fresh_episodes"]
 
 
 def make_envs(env_id: str, num_envs: int) -> VectorEnv:

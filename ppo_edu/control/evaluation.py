@@ -18,7 +18,8 @@ def evaluate(policy: Policy, env_id: str, *, episodes: int = 100, seed: int = 0,
     """Undiscounted returns of `episodes` fresh episodes, [episodes].
 
     Episodes are allotted to environments beforehand: taking the first to finish would favour short ones.
-    `greedy`: play the most probable action; False: sample, reproducibly, without touching torch's global random state.
+    `greedy`: play the policy's mode (the most probable action, the Gaussian's mean); False: sample, reproducibly, without
+    touching torch's global random state.
 
     Raises: ValueError naming the argument; also for an environment without a time limit in which the policy never ends.
     """
@@ -32,7 +33,7 @@ def evaluate(policy: Policy, env_id: str, *, episodes: int = 100, seed: int = 0,
         observations, _ = envs.reset(seed=seed)
         while quota.any():
             actions = greedy_or_sampled(policy, torch.from_numpy(observations).float(), greedy)
-            observations, rewards, terminated, truncated, _ = envs.step(actions.numpy())
+            observations, rewards, terminated, truncated, _ = envs.step(policy.to_environment(actions))
             running += rewards  # a reset row pays 0
             length += 1
             done = terminated | truncated

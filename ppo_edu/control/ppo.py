@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from ppo_edu.control.envs import environment_tensors, make_envs, restore_environment, warn_fresh_episodes
 from ppo_edu.control.networks import Policy, make_policy
+from ppo_edu.control.normalization import RewardNormalizer
 from ppo_edu.control.rollout import Collector, Rollout
 from ppo_edu.core import approx_kl, clip_fraction, clipped_surrogate_loss, explained_variance, gae, value_checks, value_loss, whiten
-from ppo_edu.core.validation import check_bool, check_count, check_nonnegative, check_positive, check_unit_interval, describe
+from ppo_edu.core.validation import check_bool, check_count, check_nonnegative, check_number, check_positive, check_unit_interval, describe
 from ppo_edu.runs import (
     CHECKPOINT_NAME,
     Checkpoint,
@@ -29,10 +30,14 @@ from ppo_edu.runs import (
     deferred_interrupt,
     load_checkpoint,
     load_into,
+    module_tensors,
     optimizer_tensors,
     restore_optimizer,
     seeded,
 )
+
+SWITCHES = ("anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "normalize_observations", "normalize_rewards")
+SWITCHES += ("orthogonal_init", "shared_network", "squash_actions")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PPOConfig:
     """Every choice of a run. The defaults solve CartPole-v1 in seconds; other tasks want smaller steps and more of them."""
 
     env_id: str = "CartPole-v1"
-    """Gymnasium environment with vector observations."""
+    """Gymnasium environment with vector observations; actions Discrete or a Box of one axis."""
     total_steps: int = 40_000
     """Environment steps to train for; the run ends with the update that reaches them."""
     num_envs: int = 32
@@ -79,8 +84,20 @@ class PPOConfig:
     """Stop an update's epochs once the approximate KL from old to new policy exceeds this many nats. None never stops."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers of actor and critic."""
+    shared_network: bool = False
+    """One trunk of hidden layers under both actor and critic, instead of two networks."""
     orthogonal_init: bool = True
     """Orthogonal initialisation instead of torch's default."""
+    output_gain: float = 0.01
+    """Gain of the actor's last layer; small: the first policy hardly depends on the observation. For orthogonal_init."""
+    normalize_observations: bool = False
+    """Shift and scale observations by their running mean and standard deviation."""
+    normalize_rewards: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
+    log_std_init: float = 0.0
+    """For Box actions: logarithm of the first standard deviation, in units of the action (before squashing)."""
+    squash_actions: bool = False
+    """For Box actions: tanh into the box, instead of clipping what the environment gets."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden_sizes, tuple):
@@ -97,13 +114,14 @@ class PPOConfig:
             raise ValueError(
                 f"minibatch_size must be from 2 to num_envs * num_steps = {self.num_envs * self.num_steps}, got {self.minibatch_size}"
             )
-        switches = ("anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "orthogonal_init")
-        check_bool(**{name: getattr(self, name) for name in switches})
+        check_bool(**{name: getattr(self, name) for name in SWITCHES})
         check_unit_interval(gamma=self.gamma, lam=self.lam)
         check_positive(adam_eps=self.adam_eps, clip_range=self.clip_range)
         optional = ("value_clip_range", "max_grad_norm", "target_kl")
         check_positive(**{name: x for name in optional if (x := getattr(self, name)) is not None})
         check_nonnegative(learning_rate=self.learning_rate, value_coef=self.value_coef, entropy_coef=self.entropy_coef)
+        check_nonnegative(output_gain=self.output_gain)
+        check_number(log_std_init=self.log_std_init)
 
 
 @dataclass
@@ -113,6 +131,7 @@ class TrainState:
     policy: Policy
     optimizer: torch.optim.Optimizer
     collector: Collector
+    reward_normalizer: RewardNormalizer | None = None
     env_steps: int = 0  # valid rows so far
     update: int = 0
     seconds: float = 0.0  # callbacks excluded
@@ -189,7 +208,8 @@ def train(
             while not stop:
                 remaining = 1.0 - state.env_steps / config.total_steps  # from 1 down to 0: what annealing multiplies by
                 rollout = state.collector.collect(state.policy, config.num_steps)
-                row = improve(state, rollout, config, remaining, advantage_fn, policy_loss_fn)
+                row = improve(state, with_scaled_rewards(rollout, state), config, remaining, advantage_fn, policy_loss_fn)
+                state.policy.observe(rollout.observations[rollout.valid])  # only now: the update is that of the policy that acted
                 state.update += 1
                 state.env_steps += int(rollout.valid.sum())
                 state.seconds += time.perf_counter() - started
@@ -208,10 +228,10 @@ def train(
 
 def start(config: PPOConfig, seed: int, envs: VectorEnv, run: Run) -> TrainState:
     """A new training, or the one that the run resumes."""
-    spaces = envs.single_observation_space, envs.single_action_space
-    policy = make_policy(*spaces, config.hidden_sizes, orthogonal=config.orthogonal_init)
+    policy = policy_for(envs, config)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate, eps=config.adam_eps, fused=True)
-    state = TrainState(policy, optimizer, Collector(envs, seed), log=run.log)
+    reward_normalizer = RewardNormalizer(config.num_envs, config.gamma) if config.normalize_rewards else None
+    state = TrainState(policy, optimizer, Collector(envs, seed), reward_normalizer, log=run.log)
     if run.resumed is None:
         run.save(state_tensors(state))  # so that a run killed in its first update can be resumed too
     else:
@@ -219,6 +239,29 @@ def start(config: PPOConfig, seed: int, envs: VectorEnv, run: Run) -> TrainState
         if "env.state" not in run.resumed.tensors:
             warn_fresh_episodes(config.env_id)
     return state
+
+
+def policy_for(envs: VectorEnv, config: PPOConfig) -> Policy:
+    """A new policy for these environments."""
+    return make_policy(
+        envs.single_observation_space,
+        envs.single_action_space,
+        config.hidden_sizes,
+        squash_actions=config.squash_actions,
+        log_std_init=config.log_std_init,
+        orthogonal=config.orthogonal_init,
+        output_gain=config.output_gain,
+        shared_network=config.shared_network,
+        normalize_observations=config.normalize_observations,
+    )
+
+
+def with_scaled_rewards(rollout: Rollout, state: TrainState) -> Rollout:
+    """The rollout as it is learned from; its `episode_returns`, which are logged, stay in the environment's units."""
+    if state.reward_normalizer is None:
+        return rollout
+    done = rollout.terminated | rollout.truncated
+    return replace(rollout, rewards=state.reward_normalizer(rollout.rewards, done, rollout.valid))
 
 
 def improve(
@@ -327,6 +370,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     return {
         **{f"policy.{name}": x for name, x in state.policy.state_dict().items()},
         **optimizer_tensors(state.optimizer),
+        **(module_tensors(state.reward_normalizer, "reward_normalizer.") if state.reward_normalizer else {}),
         **(environment_tensors(collector.envs) or {}),
         "torch_generator": torch.get_rng_state(),
         "env_steps": torch.tensor(state.env_steps),
@@ -343,6 +387,10 @@ def restore(state: TrainState, checkpoint: Checkpoint) -> None:
         raise ValueError(f"the checkpoint must be complete, it lacks {missing}")
     load_into(state.policy, tensors, "policy.")
     restore_optimizer(state.optimizer, tensors)
+    if state.reward_normalizer is not None:
+        load_into(state.reward_normalizer, tensors, "reward_normalizer.")
+        if "env.state" not in tensors:
+            state.reward_normalizer.discounted.zero_()  # the episodes whose rewards it holds are gone
     if "env.state" in tensors:
         restore_environment(state.collector.envs, tensors)
         for name in COLLECTOR_ARRAYS:
@@ -360,6 +408,6 @@ def load_policy(path: str | Path) -> tuple[Policy, PPOConfig]:
     except TypeError as error:
         raise ValueError(f"{path} was written with another set of options: {error}") from error
     with closing(make_envs(config.env_id, 1)) as envs, seeded(0):  # the caller's random state stays; the weights are replaced
-        policy = make_policy(envs.single_observation_space, envs.single_action_space, config.hidden_sizes)
+        policy = policy_for(envs, config)
     load_into(policy, checkpoint.tensors, "policy.")
     return policy, config

@@ -19,7 +19,7 @@ class Rollout:
     """
 
     observations: Tensor  # [T, N, D] s_t, what the policy saw
-    actions: Tensor  # [T, N, ...] a_t
+    actions: Tensor  # [T, N, ...] a_t as it was sampled, before `to_environment`
     log_probs: Tensor  # [T, N] log pi_old(a_t|s_t), by the policy that acted
     rewards: Tensor  # [T, N] r_t
     values: Tensor  # [T, N] V(s_t)
@@ -59,7 +59,7 @@ class Collector:
             _check_finite("observation", observations[t], t)
             valid[t] = ~self.done
             actions.append(sample_actions(policy, observations[t]))
-            self.observations, rewards[t], terminated[t], truncated[t], _ = self.envs.step(actions[t].numpy())
+            self.observations, rewards[t], terminated[t], truncated[t], _ = self.envs.step(policy.to_environment(actions[t]))
             _check_finite("reward", rewards[t], t)
             self.done = terminated[t] | truncated[t]
         observations[T] = self.observations

@@ -137,6 +137,13 @@ def check_nonnegative(**numbers: float) -> None:
             raise ValueError(f"{name} must be a finite number of at least 0, got {describe(x)}")
 
 
+def check_number(**numbers: float) -> None:
+    """Each argument must be a finite number."""
+    for name, x in numbers.items():
+        if not is_number(x) or not -math.inf < x < math.inf:
+            raise ValueError(f"{name} must be a finite number, got {describe(x)}")
+
+
 def check_count(**counts: int) -> None:
     """Each argument must be an int of at least 1."""
     for name, x in counts.items():

@@ -12,7 +12,7 @@ BOOK = ROOT / "book"
 SITE = ROOT / "_build" / "html"
 
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]
+CHAPTERS = [path for path in NOTEBOOKS if re.match(r"\d\d-", path.name)]  # the others are appendices
 PAGES = sorted(BOOK.glob("*.md"))
 
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from book_sources import BOOK, CHAPTERS, PAGES, markdown
+from book_sources import BOOK, CHAPTERS, NOTEBOOKS, PAGES, markdown
 
 ENTRIES = re.findall(r"^\(([\w-]+)\)=\n## (.+)\n(.+)$", (BOOK / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
 TERMS = [term for term, _, _ in ENTRIES]
@@ -19,7 +19,7 @@ def test_entries_are_whole_and_in_order():
     assert len(TERMS) == len(set(TERMS)) == (BOOK / "glossary.md").read_text(encoding="utf-8").count("\n## ")
 
 
-@pytest.mark.parametrize("path", [*CHAPTERS, *PAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *PAGES], ids=lambda path: path.stem)
 def test_links_lead_to_an_entry(path):
     assert linked(path) <= {*TERMS}
 

@@ -126,7 +126,7 @@ def test_required_sections(path):
     assert "show_source(" in "\n".join(cell.source for cell in code_cells(path)), "the implementation is shown by show_source"
 
 
-@each_chapter
+@each_notebook
 def test_titles_carry_no_number(path):
     title = load(path).cells[0].source.splitlines()[0]
     assert re.fullmatch(r"# [^\d\W].*", title), title

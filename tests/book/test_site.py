@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from book_sources import BOOK, CHAPTERS, PAGES, SITE, colab_address, repository, toc
+from book_sources import BOOK, NOTEBOOKS, PAGES, SITE, colab_address, repository, toc
 from bs4 import BeautifulSoup
 
 each_page = pytest.mark.parametrize("name", toc())
@@ -48,7 +48,7 @@ def test_page_is_built(name):
 
 
 def test_every_source_is_in_the_table_of_contents():
-    sources = {path.stem for path in [*CHAPTERS, *PAGES]}
+    sources = {path.stem for path in [*NOTEBOOKS, *PAGES]}
     assert sources == set(toc())
     assert yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))["root"] == "intro"
 
@@ -90,8 +90,8 @@ def test_one_title_and_alt_texts(name):
         assert image.get("alt"), image.get("src", "")[:80]
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
-def test_chapter_has_its_buttons(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_has_its_buttons(path):
     links = {a.get("href") for a in parsed(SITE / f"{path.stem}.html").select(".header-article__right a, .article-header-buttons a")}
     assert colab_address(path.name) in links
     assert repository() in links

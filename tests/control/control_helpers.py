@@ -197,6 +197,32 @@ class ActionsFromOne(Bandit):
     action_space = spaces.Discrete(2, start=1)
 
 
+ACTIONS_SEEN: list[np.ndarray] = []
+
+
+class TwoReals(Bandit):
+    """Notes the actions that it gets; never ends before its time limit."""
+
+    action_space = spaces.Box(np.array([-2.0, 0.0], dtype=np.float32), np.array([2.0, 5.0], dtype=np.float32))
+
+    def step(self, action):
+        ACTIONS_SEEN.append(np.array(action))
+        return np.zeros(1, dtype=np.float32), 1.0, False, False, {}
+
+
+class Target(Bandit):
+    """One step, whose action pays the less the further it is from the target."""
+
+    action_space = spaces.Box(-2.0, 2.0, (1,))
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(1, dtype=np.float32), -float((action[0] - self.target) ** 2), True, False, {}
+
+
 CLOSED: list[str] = []
 
 
@@ -216,12 +242,16 @@ def _register() -> None:
         "NaNReward-v0": lambda: Faulty(reward=float("nan")),
         "Image-v0": Image,
         "TwoActions-v0": TwoActions,
+        "TargetPlus-v0": lambda: Target(1.5),
+        "TargetMinus-v0": lambda: Target(-1.0),
         "ActionsFromOne-v0": ActionsFromOne,
         "Closing-v0": Closing,
     }
     for name, entry in entries.items():
         if name not in gym.registry:
             gym.register(name, entry_point=entry, disable_env_checker=True)
+    if "Box-v0" not in gym.registry:
+        gym.register("Box-v0", entry_point=TwoReals, max_episode_steps=40, disable_env_checker=True)
 
 
 _register()

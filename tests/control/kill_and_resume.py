@@ -20,7 +20,8 @@ from control_helpers import tiny
 from ppo_edu.control import train
 from ppo_edu.runs import CHECKPOINT_NAME, LOG_NAME
 
-CONFIG = tiny(total_steps=4000, learning_rate=0.01, entropy_coef=0.01)  # about 65 updates
+# about 65 updates
+CONFIG = tiny(total_steps=4000, learning_rate=0.01, entropy_coef=0.01, normalize_observations=True, normalize_rewards=True)
 
 
 def child(directory: Path) -> int:

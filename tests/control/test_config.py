@@ -12,9 +12,10 @@ from ppo_edu.control import PPOConfig
 
 NAN, INF = float("nan"), float("inf")
 COUNTS = ["total_steps", "num_envs", "num_steps", "epochs", "minibatch_size"]
-SWITCHES = ["anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "orthogonal_init"]
+SWITCHES = ["anneal_learning_rate", "anneal_clip_range", "normalize_advantages", "normalize_observations", "normalize_rewards"]
+SWITCHES += ["orthogonal_init", "shared_network", "squash_actions"]
 POSITIVE, OPTIONAL = ["clip_range", "adam_eps"], ["value_clip_range", "max_grad_norm", "target_kl"]
-UNIT, NOT_NEGATIVE = ["gamma", "lam"], ["learning_rate", "value_coef", "entropy_coef"]
+UNIT, NOT_NEGATIVE = ["gamma", "lam"], ["learning_rate", "value_coef", "entropy_coef", "output_gain"]
 BAD = [
     (COUNTS, [0, -1, 2.0, "2", True, None, NAN, INF]),
     (SWITCHES, [0, 1, "False", None]),
@@ -22,12 +23,14 @@ BAD = [
     (POSITIVE, [0, 0.0, -0.1, NAN, INF, "1", None, True]),
     (OPTIONAL, [0, 0.0, -0.1, NAN, INF, "1", True]),
     (NOT_NEGATIVE, [-0.1, NAN, INF, -INF, "1", None, True]),
+    (["log_std_init"], [NAN, INF, -INF, "0", None, True]),
     (["hidden_sizes"], [64, [64, 64], "64", None, (0,), (64, -1), (64, 2.0), (True,)]),
 ]
 GOOD = [
     (UNIT, [0, 0.0, 1, 1.0]),
     (OPTIONAL, [None, 0.1, 1]),
     (NOT_NEGATIVE, [0, 0.0, 1.0]),
+    (["log_std_init"], [-3, 0, 0.5]),
     (["hidden_sizes"], [(), (1,), (8, 4, 2)]),
     (["minibatch_size"], [2, 64]),  # two rows; the whole rollout
 ]

@@ -27,6 +27,13 @@ def test_whiten_by_hand():
     assert_close(whiten(x, mask, shift_mean=False), floats(2, 0, 3, 4))  # the mean of 3 is added back; padding stays 0
 
 
+def test_whiten_knows_no_rows():
+    """Two responses, a good and a bad one: whitened one by one they would be equally good."""
+    x = floats(1, 2, 3, 10, 20, 30)
+    assert_close(whiten(x.reshape(2, 3)).flatten(), whiten(x))
+    assert (whiten(x)[:3] < whiten(x)[3:].min()).all()
+
+
 @pytest.mark.parametrize("use_mask", [False, True])
 @given(seed=st.integers(0, 10**6), size=st.integers(2, 30), scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
 def test_whitened_entries_have_mean_0_and_unbiased_spread_1(use_mask, seed, size, scale, shift):

@@ -202,6 +202,8 @@ VALUE_CASES = [
     (4.0, 1.0, 2.0, 2.0, 2.0),  # overshot: likewise
     (-1.0, 1.0, -1.0, 1.62, 0.0),  # too far down to the target: the clipped 0.8 is worse, 0.5 * 3.24
     (1.8, 1.0, 1.4, 0.08, 0.4),  # overshot by more than the clip: 0.5 * max(0.16, 0.04)
+    (10.5, 10.0, 12.0, 1.62, 0.0),  # the clip is a distance, not a ratio: the clipped 10.2 is worse, 0.5 * 3.24
+    (0.5, 0.0, 2.0, 1.62, 0.0),  # nor is a value of 0 held fast
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppo_edu.teach.checks import CHECKERS, Case, check_annealed, check_explained_variance, check_valid_rows, engine, run_check
-from ppo_edu.teach.pitfalls import PITFALLS, Pitfall, pitfall, pitfalls_of
+from ppo_edu.teach.pitfalls import PITFALLS, Pitfall
 
 each_checker = pytest.mark.parametrize("target", CHECKERS)
 
@@ -79,25 +79,6 @@ def test_an_unknown_mistake_is_found_and_not_given_a_name():
     assert not result
     assert result.pitfall is None
     assert "Pitfall" not in repr(result)
-
-
-def test_entries_of_the_catalogue_are_complete_and_unique():
-    assert len(PITFALLS) >= 12
-    for name, entry in PITFALLS.items():
-        assert name == entry.name
-        assert name == name.lower().replace("_", "-").replace(" ", "-")
-        assert all([entry.target, entry.mistake, entry.symptom, entry.exposed_by])
-        assert not entry.mistake.endswith("."), "it completes a sentence"
-        assert entry in pitfalls_of(entry.target)
-    assert len({entry.wrong for entry in PITFALLS.values()}) == len(PITFALLS)
-
-
-def test_a_name_cannot_be_entered_twice():
-    name = next(iter(PITFALLS))
-    before = PITFALLS[name]
-    with pytest.raises(ValueError, match="name must be unique in the catalogue"):
-        pitfall(name, target="x", mistake="x", symptom="x", exposed_by="x")(lambda: None)
-    assert PITFALLS[name] is before
 
 
 # The report -------------------------------------------------------------------------------------------------------------

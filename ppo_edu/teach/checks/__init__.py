@@ -14,6 +14,9 @@ from ppo_edu.teach.checks.chapter04 import check_lambda_weights, check_sb3_rewar
 from ppo_edu.teach.checks.chapter05 import check_effective_sample_size, check_kl_penalty_update, check_natural_step
 from ppo_edu.teach.checks.chapter06 import check_dual_clip, check_g_form, check_value_clip
 from ppo_edu.teach.checks.chapter07 import check_annealed, check_explained_variance, check_valid_rows
+from ppo_edu.teach.checks.chapter08 import check_interquartile_mean, check_probability_of_improvement
+from ppo_edu.teach.checks.chapter09 import check_critic_report, check_ratio_statistics
+from ppo_edu.teach.checks.chapter10 import check_gaussian_log_prob, check_running_moments, check_squashed_log_prob
 from ppo_edu.teach.checks.chapter11 import check_position_ids, check_response_log_probs, check_response_mask
 from ppo_edu.teach.checks.chapter12 import check_last_token_score, check_preference_loss
 from ppo_edu.teach.checks.chapter13 import check_accumulated_loss, check_kl_loss, check_masked_whitening, check_token_rewards
@@ -36,6 +39,7 @@ __all__ = [
     "check_advantages",
     "check_annealed",
     "check_clipped_surrogate",
+    "check_critic_report",
     "check_discounted_return",
     "check_dual_clip",
     "check_effective_sample_size",
@@ -43,6 +47,8 @@ __all__ = [
     "check_explained_variance",
     "check_g_form",
     "check_gae",
+    "check_gaussian_log_prob",
+    "check_interquartile_mean",
     "check_kl_estimate",
     "check_kl_loss",
     "check_kl_penalty_update",
@@ -56,11 +62,15 @@ __all__ = [
     "check_pooled_loss",
     "check_position_ids",
     "check_preference_loss",
+    "check_probability_of_improvement",
+    "check_ratio_statistics",
     "check_response_log_probs",
     "check_response_mask",
     "check_reward_to_go",
+    "check_running_moments",
     "check_sb3_rewards",
     "check_score",
+    "check_squashed_log_prob",
     "check_state_bytes",
     "check_state_values",
     "check_td_residual",

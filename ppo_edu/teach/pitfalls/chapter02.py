@@ -91,6 +91,7 @@ def _powers(rewards: Tensor, gamma: float) -> Tensor:
     mistake="the sum run forwards: each step is credited with the rewards up to it, which it could no longer change",
     symptom="no learning where the reward comes last; else an agent that repeats what it did after luck",
     exposed_by="rewards 0, 0, 1: every step before the last must get some credit",
+    discussed="https://github.com/PacktPublishing/Tensorflow-2-Reinforcement-Learning-Cookbook/issues/27",
 )
 def _forwards(rewards: Tensor, gamma: float) -> Tensor:
     return _backwards(rewards.flip(0), gamma).flip(0)
@@ -102,6 +103,7 @@ def _forwards(rewards: Tensor, gamma: float) -> Tensor:
     mistake="the return of the *next* step: the reward that the action itself brought is left out",
     symptom="immediate rewards are credited to the action before; the last action of an episode learns nothing",
     exposed_by="an episode of one step returns its reward",
+    discussed="https://github.com/openai/spinningup/issues/50",
 )
 def _shifted(rewards: Tensor, gamma: float) -> Tensor:
     return torch.cat([_backwards(rewards, gamma)[1:], torch.zeros(1)])
@@ -113,6 +115,7 @@ def _shifted(rewards: Tensor, gamma: float) -> Tensor:
     mistake="the return of the whole episode at every step: the rewards before the action are in it",
     symptom="unbiased once gamma^t is put right, but each step carries noise from its past",
     exposed_by="the last step's return is the last reward",
+    discussed="https://github.com/udacity/deep-reinforcement-learning/issues/42",
 )
 def _whole_return(rewards: Tensor, gamma: float) -> Tensor:
     return _backwards(rewards, gamma)[0].expand_as(rewards).clone()
@@ -135,6 +138,7 @@ def _undiscounted(rewards: Tensor, gamma: float) -> Tensor:
     mistake="gamma^t G_t: each reward is discounted from the start of the episode, not from the step",
     symptom="as a weight in REINFORCE it is right; as a target for the critic it calls late states worthless",
     exposed_by="the last step's return is the last reward, undiscounted",
+    discussed="https://github.com/huggingface/deep-rl-class/issues/285",
 )
 def _from_the_start(rewards: Tensor, gamma: float) -> Tensor:
     return _powers(rewards, gamma) * _backwards(rewards, gamma)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.teach.pitfalls.catalogue import pitfall
+from ppo_edu.teach.pitfalls.padding import kept
 
 # optimal_baseline: the number that makes the variance smallest ---------------------------------------------------------
 
@@ -116,6 +117,7 @@ def _half_square(x: Tensor) -> Tensor:
     mistake="a loss whose advantages are not detached: the policy loss trains the critic too",
     symptom="the critic settles above the truth by the policy's entropy over value_coef; explained variance hardly notices",
     exposed_by="the gradient of the policy loss with respect to the values must be 0",
+    discussed="https://github.com/keras-team/keras-io/issues/194",
 )
 def _advantages_attached(log_probs: Tensor, values: Tensor, returns: Tensor, value_coef: float) -> Tensor:
     return -(log_probs * (returns - values)).mean() + value_coef * _half_square(values - returns)
@@ -176,8 +178,10 @@ def _no_half(log_probs: Tensor, values: Tensor, returns: Tensor, value_coef: flo
     mistake="the sum of p log p: minus the entropy",
     symptom="the bonus punishes randomness; entropy collapses faster with a larger coefficient",
     exposed_by="a fair coin has entropy +ln 2; one ascent step must raise it",
+    discussed="https://github.com/LuEE-C/PPO-Keras/issues/4",
 )
-def _negative_entropy(logits: Tensor) -> Tensor:
+def _negative_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    (logits,) = kept(mask, logits)
     log_probs = torch.log_softmax(logits, dim=-1)
     return (log_probs.exp() * log_probs).sum(-1).mean()
 
@@ -189,7 +193,8 @@ def _negative_entropy(logits: Tensor) -> Tensor:
     symptom="grows without bound as all logits shift together; the bonus pushes them down for ever",
     exposed_by="a constant added to all logits changes nothing",
 )
-def _logits_for_log_probs(logits: Tensor) -> Tensor:
+def _logits_for_log_probs(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    (logits,) = kept(mask, logits)
     return -(torch.softmax(logits, dim=-1) * logits).sum(-1).mean()
 
 
@@ -200,7 +205,8 @@ def _logits_for_log_probs(logits: Tensor) -> Tensor:
     symptom="the coefficient acts 1.44 times as strongly as published ones",
     exposed_by="a fair coin has 0.693 nats",
 )
-def _bits(logits: Tensor) -> Tensor:
+def _bits(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    (logits,) = kept(mask, logits)
     log_probs = torch.log_softmax(logits, dim=-1)
     return -(log_probs.exp() * log_probs).sum(-1).mean() / 0.6931471805599453
 
@@ -212,7 +218,8 @@ def _bits(logits: Tensor) -> Tensor:
     symptom="the bonus fades as the number of actions grows; with a vocabulary it is nothing",
     exposed_by="a fair coin has 0.693 nats, not 0.347",
 )
-def _mean_over_actions(logits: Tensor) -> Tensor:
+def _mean_over_actions(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    (logits,) = kept(mask, logits)
     log_probs = torch.log_softmax(logits, dim=-1)
     return -(log_probs.exp() * log_probs).mean()
 
@@ -224,6 +231,7 @@ def _mean_over_actions(logits: Tensor) -> Tensor:
     symptom="the bonus grows with the batch and drowns the reward",
     exposed_by="two copies of a state have the entropy of one",
 )
-def _sum_over_states(logits: Tensor) -> Tensor:
+def _sum_over_states(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    (logits,) = kept(mask, logits)
     log_probs = torch.log_softmax(logits, dim=-1)
     return -(log_probs.exp() * log_probs).sum()

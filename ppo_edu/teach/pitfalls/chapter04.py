@@ -188,6 +188,7 @@ def _fold_everywhere(rewards, next_values, terminated, truncated, *, gamma):
     mistake="a bootstrap on rows that are terminated *and* truncated: a fall on the last allowed step is still a fall",
     symptom="rare: failures in the very last step go unpunished",
     exposed_by="a row with both flags",
+    discussed="https://github.com/DexForce/EmbodiChain/pull/612",
 )
 def _fold_with_both_flags(rewards, next_values, terminated, truncated, *, gamma):
     return torch.where(truncated, rewards + gamma * next_values, rewards)

@@ -4,8 +4,15 @@ import torch
 from torch import Tensor
 
 from ppo_edu.teach.pitfalls.catalogue import pitfall
+from ppo_edu.teach.pitfalls.padding import kept
 
 # effective_sample_size: how many samples of the new policy the old ones are worth --------------------------------------
+
+
+def _log_weights(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor | None) -> Tensor:
+    """log(new / old) of the samples that count, [n]."""
+    log_probs, old_log_probs = kept(mask, log_probs, old_log_probs)
+    return (log_probs - old_log_probs).flatten()
 
 
 @pitfall(
@@ -15,8 +22,8 @@ from ppo_edu.teach.pitfalls.catalogue import pitfall
     symptom="plausible numbers; they answer how much data of the *new* policy would say about the old one",
     exposed_by="an action that the new policy prefers far more than the old one, and few times sampled",
 )
-def _weights_upside_down(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    log_weights = old_log_probs - log_probs
+def _weights_upside_down(log_probs: Tensor, old_log_probs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    log_weights = -_log_weights(log_probs, old_log_probs, mask)
     return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
 
 
@@ -27,8 +34,8 @@ def _weights_upside_down(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     symptom="below 1 for any number of samples",
     exposed_by="n samples of ratio 1 are worth n",
 )
-def _not_normalised(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    return torch.exp(-torch.logsumexp(2 * (log_probs - old_log_probs), 0))
+def _not_normalised(log_probs: Tensor, old_log_probs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    return torch.exp(-torch.logsumexp(2 * _log_weights(log_probs, old_log_probs, mask), 0))
 
 
 @pitfall(
@@ -38,9 +45,9 @@ def _not_normalised(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     symptom="between 0 and 1; batches of different size look alike",
     exposed_by="n samples of ratio 1 are worth n",
 )
-def _share(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    log_weights = log_probs - old_log_probs
-    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)) / len(log_probs)
+def _share(log_probs: Tensor, old_log_probs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    log_weights = _log_weights(log_probs, old_log_probs, mask)
+    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)) / len(log_weights)
 
 
 @pitfall(
@@ -50,8 +57,8 @@ def _share(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
     symptom="NaN, and only once the policy has moved far: just when the number is needed",
     exposed_by="log-ratios of a hundred",
 )
-def _overflow(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    weights = torch.exp(log_probs - old_log_probs)
+def _overflow(log_probs: Tensor, old_log_probs: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    weights = torch.exp(_log_weights(log_probs, old_log_probs, mask))
     return weights.sum().square() / weights.square().sum()
 
 

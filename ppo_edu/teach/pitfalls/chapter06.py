@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.teach.pitfalls.catalogue import pitfall
+from ppo_edu.teach.pitfalls.padding import kept
 
 # g_form: what the objective of one sample may not exceed ---------------------------------------------------------------
 
@@ -74,6 +75,7 @@ pitfall(
     mistake="the plain clipped surrogate: the floor c * A is missing",
     symptom="one bad action whose ratio has exploded rules the gradient of its minibatch",
     exposed_by="ratio 5 with A = -1 and c = 3: no gradient may be left",
+    discussed="https://arxiv.org/abs/1912.09729",
 )(_dual_variant(lambda free, clipped, A, c: torch.minimum(free, clipped)))
 
 pitfall(
@@ -124,13 +126,33 @@ pitfall(
 # value_clip: the critic's loss with a clip ------------------------------------------------------------------------------
 
 
-def _value_variant(error: Callable[[Tensor, Tensor], Tensor], scale: float = 0.5) -> Callable:
-    """A loss from the two squared errors, that of the value and that of the clipped value."""
+def _moved_by_at_most(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
+    return old_values + (values - old_values).clamp(-clip_range, clip_range)
 
-    def loss(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
-        returns, old_values = returns.detach(), old_values.detach()
-        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-        return scale * error((values - returns).square(), (clipped - returns).square()).mean()
+
+def _value_variant(
+    error: Callable[[Tensor, Tensor], Tensor] = torch.maximum,
+    *,
+    clip: Callable[[Tensor, Tensor, float], Tensor] = _moved_by_at_most,
+    scale: float = 0.5,
+    attached: bool = False,
+) -> Callable:
+    """A critic's loss from two squared errors, that of the value and that of the clipped value; what is given replaces the right part."""
+
+    def loss(
+        values: Tensor,
+        returns: Tensor,
+        old_values: Tensor | None = None,
+        clip_range: float | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        values, returns = kept(mask, values, returns)
+        returns = returns if attached else returns.detach()
+        free = (values - returns).square()
+        if clip_range is None:
+            return scale * free.mean()
+        (old_values,) = kept(mask, old_values.detach())
+        return scale * error(free, (clip(values, old_values, clip_range) - returns).square()).mean()
 
     return loss
 
@@ -141,6 +163,7 @@ pitfall(
     mistake="the smaller of the two errors in place of the larger",
     symptom="a value that ran away from its target gets no gradient back, and one that runs towards it is not held",
     exposed_by="a value that has left the interval on the side away from its target",
+    discussed="https://github.com/openai/baselines/issues/91",
 )(_value_variant(torch.minimum))
 
 pitfall(
@@ -165,44 +188,35 @@ pitfall(
     mistake="the right loss without the factor 0.5, which doubles the weight of the critic",
     symptom="harmless alone; settings copied from elsewhere mean something else",
     exposed_by="one value inside the interval: the gradient is V - R",
-)(_value_variant(torch.maximum, scale=1.0))
+)(_value_variant(scale=1.0))
 
-
-@pitfall(
+pitfall(
     "value-clipped-around-zero",
     target="value_clip",
     mistake="the value itself clipped to [-c, c] instead of its change since the rollout",
     symptom="no critic with values beyond the clip range; explained variance stays low where returns are large",
     exposed_by="an old value far from 0",
-)
-def _clipped_around_zero(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
-    returns = returns.detach()
-    clipped = values.clamp(-clip_range, clip_range)
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
+)(_value_variant(clip=lambda values, old_values, clip_range: values.clamp(-clip_range, clip_range)))
 
-
-@pitfall(
-    "value-clipped-as-a-ratio",
-    target="value_clip",
-    mistake="the value clipped to old value * (1 - c, 1 + c), as if it were a ratio: the clip range has the units of the return",
-    symptom="near 0 a value cannot move at all, and far from 0 nothing holds it",
-    exposed_by="an old value of 0",
-)
-def _clipped_as_a_ratio(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
-    returns, old_values = returns.detach(), old_values.detach()
-    ends = old_values * (1 - clip_range), old_values * (1 + clip_range)
-    clipped = torch.minimum(torch.maximum(values, torch.minimum(*ends)), torch.maximum(*ends))
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
-
-
-@pitfall(
+pitfall(
     "value-targets-not-detached",
     target="value_clip",
     mistake="the right loss with the targets still attached: they move to meet the values",
     symptom="with returns = advantages + values the gradient cancels and the critic never learns",
     exposed_by="the gradient with respect to returns must be 0",
-)
-def _targets_attached(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
-    old_values = old_values.detach()
-    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square()).mean()
+)(_value_variant(attached=True))
+
+
+def _between_multiples(values: Tensor, old_values: Tensor, clip_range: float) -> Tensor:
+    ends = old_values * (1 - clip_range), old_values * (1 + clip_range)
+    return torch.minimum(torch.maximum(values, torch.minimum(*ends)), torch.maximum(*ends))
+
+
+pitfall(
+    "value-clipped-as-a-ratio",
+    target="value_clip",
+    mistake="the value clipped to old value * (1 - c, 1 + c), as if it were a ratio: the clip range has the units of the return",
+    symptom="near 0 a value cannot move at all, and far from 0 nothing holds it",
+    exposed_by="an old value of 0",
+    discussed="https://github.com/hill-a/stable-baselines/issues/216",
+)(_value_variant(clip=_between_multiples))

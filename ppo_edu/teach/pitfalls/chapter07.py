@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ppo_edu.teach.pitfalls.catalogue import pitfall
+from ppo_edu.teach.pitfalls.padding import kept
 
 # valid_rows: which rows of an automatically resetting environment are real transitions ------------------------------
 
@@ -14,6 +15,7 @@ from ppo_edu.teach.pitfalls.catalogue import pitfall
     mistake="a mask that forgets episodes which ended on the last row of the *previous* rollout",
     symptom="once per rollout and environment, a transition that never happened is trained on; nothing visible in the losses",
     exposed_by="two rollouts in a row, the first ending with an episode",
+    discussed="https://github.com/Denys88/rl_games/pull/362",
 )
 def _forget_carried_done(terminated: Tensor, truncated: Tensor, carried_done: Tensor) -> Tensor:
     done = terminated | truncated
@@ -74,7 +76,8 @@ def _invert_mask(terminated: Tensor, truncated: Tensor, carried_done: Tensor) ->
     symptom="looks worse than it is while the critic is off by a constant",
     exposed_by="values shifted by a constant explain just as much",
 )
-def _r_squared(values: Tensor, returns: Tensor) -> Tensor:
+def _r_squared(values: Tensor, returns: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    values, returns = kept(mask, values, returns)
     return 1 - (returns - values).square().mean() / returns.var(correction=0)
 
 
@@ -84,8 +87,10 @@ def _r_squared(values: Tensor, returns: Tensor) -> Tensor:
     mistake="the error's variance divided by the variance of the *values*",
     symptom="minus infinity for a constant critic, which should score 0",
     exposed_by="values and returns exchanged",
+    discussed="https://github.com/DLR-RM/stable-baselines3/issues/225",
 )
-def _divide_by_value_variance(values: Tensor, returns: Tensor) -> Tensor:
+def _divide_by_value_variance(values: Tensor, returns: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    values, returns = kept(mask, values, returns)
     return 1 - (returns - values).var() / values.var()
 
 
@@ -96,7 +101,8 @@ def _divide_by_value_variance(values: Tensor, returns: Tensor) -> Tensor:
     symptom="falls while the critic learns",
     exposed_by="a perfect critic scores 1",
 )
-def _unexplained(values: Tensor, returns: Tensor) -> Tensor:
+def _unexplained(values: Tensor, returns: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    values, returns = kept(mask, values, returns)
     return (returns - values).var() / returns.var()
 
 
@@ -107,8 +113,9 @@ def _unexplained(values: Tensor, returns: Tensor) -> Tensor:
     symptom="a critic with the wrong sign or the wrong scale looks perfect: 1 where it should be below 0",
     exposed_by="values with the sign reversed",
 )
-def _squared_correlation(values: Tensor, returns: Tensor) -> Tensor:
-    return torch.corrcoef(torch.stack([values, returns]))[0, 1].square()
+def _squared_correlation(values: Tensor, returns: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    values, returns = kept(mask, values, returns)
+    return torch.corrcoef(torch.stack([values.flatten(), returns.flatten()]))[0, 1].square()
 
 
 # annealed: a value lowered linearly to 0 over the run ---------------------------------------------------------------

@@ -18,6 +18,7 @@ def _pick(log_probs: Tensor, tokens: Tensor) -> Tensor:
     mistake="log-probabilities read at the position of the token itself: those logits predict the token after it",
     symptom="the ratio is 1 where both sides make the mistake, no error is raised, and nothing is learned",
     exposed_by="a case of two tokens computed by hand, or how often a response is sampled",
+    discussed="https://github.com/AI-Hypercomputer/maxtext/issues/2103",
 )
 def _logits_not_shifted(logits: Tensor, input_ids: Tensor, prompt_length: int) -> Tensor:
     return _pick(torch.log_softmax(logits[:, prompt_length:], -1), input_ids[:, prompt_length:])
@@ -41,6 +42,7 @@ def _tokens_not_shifted(logits: Tensor, input_ids: Tensor, prompt_length: int) -
     mistake="the right log-probabilities from the second response token on: the slice begins one late",
     symptom="the first token, on which all others depend, is never trained",
     exposed_by="a response of one token",
+    discussed="https://github.com/nlp-with-transformers/notebooks/issues/67",
 )
 def _first_token_skipped(logits: Tensor, input_ids: Tensor, prompt_length: int) -> Tensor:
     return _pick(torch.log_softmax(logits[:, prompt_length:-1], -1), input_ids[:, prompt_length + 1 :])
@@ -88,6 +90,7 @@ def _probabilities(logits: Tensor, input_ids: Tensor, prompt_length: int) -> Ten
     mistake="a mask that ends before the end token",
     symptom="stopping is an action that is never trained: responses run to the limit",
     exposed_by="the end token of a finished response must count",
+    discussed="https://github.com/huggingface/trl/issues/1623",
 )
 def _end_token_dropped(tokens: Tensor, eos: int) -> Tensor:
     return (tokens == eos).cumsum(1) == 0
@@ -99,6 +102,7 @@ def _end_token_dropped(tokens: Tensor, eos: int) -> Tensor:
     mistake="a mask of all tokens that differ from the end token, as one gets from comparing with a pad token that is the end token",
     symptom="stopping is never trained, and where something was written after the end, that counts",
     exposed_by="a finished response, padded with its end token",
+    discussed="https://github.com/huggingface/trl/issues/976",
 )
 def _end_taken_for_padding(tokens: Tensor, eos: int) -> Tensor:
     return tokens != eos
@@ -149,6 +153,7 @@ def _up_to_the_last_end(tokens: Tensor, eos: int) -> Tensor:
     mistake="the number of the column: padding before a prompt shifts its positions",
     symptom="the ratio is not 1 at learning rate 0 where prompts differ in length, on models with absolute positions",
     exposed_by="left padding may change no log-probability",
+    discussed="https://github.com/CarperAI/trlx/issues/508",
 )
 def _column_numbers(attention_mask: Tensor) -> Tensor:
     return torch.arange(attention_mask.shape[1]).expand(attention_mask.shape)

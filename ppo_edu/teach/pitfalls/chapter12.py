@@ -70,6 +70,7 @@ def _second_ignored(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
     mistake="the logarithm taken after the sigmoid: a wide gap rounds to 0 or 1 and its logarithm to minus infinity",
     symptom="training runs well for a while, then the loss is infinite or NaN",
     exposed_by="a gap of 120, whose loss is 120",
+    discussed="https://github.com/deepspeedai/DeepSpeedExamples/issues/423",
 )
 def _log_of_sigmoid(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
     probability = torch.sigmoid(first - second)
@@ -109,6 +110,7 @@ def _first_pad(scores: Tensor, mask: Tensor) -> Tensor:
     mistake="the score at the column that the number of tokens gives, as if all padding were on the right",
     symptom="fine until prompts of different length share a batch: then a token in the middle is scored",
     exposed_by="padding on the left",
+    discussed="https://github.com/jingyaogong/minimind/issues/541",
 )
 def _count_as_position(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)

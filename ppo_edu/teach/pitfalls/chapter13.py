@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppo_edu.core import kl_estimate, masked_mean, whiten
+from ppo_edu.core import kl_estimate, masked_mean
 from ppo_edu.teach.pitfalls.catalogue import pitfall
 
 # token_rewards: the score on the last real token, a KL penalty on each ----------------------------------------------------
@@ -30,6 +30,7 @@ def _last(mask: Tensor) -> Tensor:
     mistake="rewards with the score one step late, on the first padding token",
     symptom="only the longest responses are paid; the mask hides the rest, and the model learns to write long",
     exposed_by="the sum over the real tokens of a short response must hold its score",
+    discussed="https://github.com/huggingface/trl/issues/3750",
 )
 def _score_on_the_first_pad(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     column = (_last(mask) + 1).clamp(max=mask.shape[1] - 1)
@@ -66,6 +67,7 @@ def _score_on_every_token(scores: Tensor, log_probs: Tensor, ref_log_probs: Tens
     mistake="rewards that pay for leaving the reference: the sign of the penalty, or its log-ratio, is turned round",
     symptom="the KL grows from the first update on, faster with a larger coefficient; text falls apart",
     exposed_by="a token that the policy likes more than the reference must cost something",
+    discussed="https://github.com/nebuly-ai/optimate/issues/298",
 )
 def _kl_sign_reversed(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     return _at(_last(mask), scores, mask) + _penalties(log_probs, ref_log_probs, mask, kl_coef)
@@ -77,6 +79,7 @@ def _kl_sign_reversed(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, 
     mistake="rewards with the absolute value of each log-ratio as penalty, which is no estimate of the KL divergence",
     symptom="a fine on every token that differs from the reference either way; the optimum is another policy",
     exposed_by="a token that the policy likes less than the reference must be paid back",
+    discussed="https://github.com/huggingface/trl/issues/1161",
 )
 def _kl_absolute(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
     return _at(_last(mask), scores, mask) - _penalties(log_probs, ref_log_probs, mask, kl_coef).abs()
@@ -107,15 +110,32 @@ def _kl_on_padding(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mas
 # masked_whitening: advantages of mean 0 and standard deviation 1 over the real tokens --------------------------------------
 
 
-@pitfall(
+def _whitening_variant(
+    statistics: Callable[[Tensor, Tensor], tuple[Tensor | float, Tensor]], *, zeroed: bool = True, epsilon: float = 1e-8
+) -> Callable:
+    """A whitening with the mean and the spread that `statistics` draws from all entries and the mask."""
+
+    def whitening(x: Tensor, mask: Tensor | None = None, *, shift_mean: bool = True) -> Tensor:
+        counts = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        mean, spread = statistics(x, counts)
+        whitened = (x - mean) / (spread + epsilon) + (0.0 if shift_mean else mean)
+        return torch.where(counts, whitened, 0.0) if zeroed else whitened
+
+    return whitening
+
+
+def _right_statistics(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return x[mask].mean(), x[mask].std()
+
+
+pitfall(
     "whitened-over-padding",
     target="masked_whitening",
     mistake="advantages whitened with the padding counted in, and masked afterwards",
     symptom="the mean of the real advantages is not 0, and the step size depends on the longest response of the batch",
     exposed_by="wider padding may change nothing",
-)
-def _whitened_over_padding(advantages: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, whiten(advantages), 0.0)
+    discussed="https://github.com/MarcoMeter/recurrent-ppo-truncated-bptt/issues/10",
+)(_whitening_variant(lambda x, mask: (x.mean(), x.std())))
 
 
 @pitfall(
@@ -125,8 +145,10 @@ def _whitened_over_padding(advantages: Tensor, mask: Tensor) -> Tensor:
     symptom="as with padding counted in, but harder to see: the padding looks harmless",
     exposed_by="the mean over the real tokens must be 0",
 )
-def _whitened_with_zeros(advantages: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, whiten(torch.where(mask, advantages, 0.0)), 0.0)
+@_whitening_variant
+def _padding_as_zeros(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    filled = torch.where(mask, x, 0.0)
+    return filled.mean(), filled.std()
 
 
 @pitfall(
@@ -136,48 +158,51 @@ def _whitened_with_zeros(advantages: Tensor, mask: Tensor) -> Tensor:
     symptom="no response is better than another: the reward does not rise, whatever the reward model says",
     exposed_by="two responses, one good and one bad",
 )
-def _whitened_per_response(advantages: Tensor, mask: Tensor) -> Tensor:
-    counts = mask.sum(1, keepdim=True)
-    mean = torch.where(mask, advantages, 0.0).sum(1, keepdim=True) / counts
-    squares = torch.where(mask, (advantages - mean).square(), 0.0).sum(1, keepdim=True)
-    std = (squares / (counts - 1).clamp(min=1)).sqrt()
-    return torch.where(mask, (advantages - mean) / (std + 1e-8), 0.0)
+@_whitening_variant
+def _per_response(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    counts = mask.sum(-1, keepdim=True)
+    mean = torch.where(mask, x, 0.0).sum(-1, keepdim=True) / counts
+    squares = torch.where(mask, (x - mean).square(), 0.0).sum(-1, keepdim=True)
+    return mean, (squares / (counts - 1).clamp(min=1)).sqrt()
 
 
-@pitfall(
+pitfall(
     "padding-not-zeroed-after-whitening",
     target="masked_whitening",
     mistake="the right numbers on real tokens, and numbers instead of zeros in the padding",
     symptom="harmless as long as everything that follows is masked; a plain mean later on is not",
     exposed_by="the padding must come out 0",
-)
-def _padding_not_zeroed(advantages: Tensor, mask: Tensor) -> Tensor:
-    kept = advantages[mask]
-    return (advantages - kept.mean()) / (kept.std() + 1e-8)
+)(_whitening_variant(_right_statistics, zeroed=False))
 
-
-@pitfall(
+pitfall(
     "whitening-without-shift",
     target="masked_whitening",
     mistake="advantages divided by their standard deviation, the mean left in",
     symptom="while the critic is off, every token of the batch is praised, or every one blamed",
     exposed_by="the mean over the real tokens must be 0",
-)
-def _without_shift(advantages: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, advantages / (advantages[mask].std() + 1e-8), 0.0)
+)(_whitening_variant(lambda x, mask: (0.0, x[mask].std())))
+
+pitfall(
+    "spread-without-epsilon",
+    target="ppo_edu.core.masking.whiten",
+    mistake="advantages divided by their spread alone: where all are equal that is 0 / 0",
+    symptom="NaN as soon as a batch, or a group of responses to one prompt, earns one and the same reward",
+    exposed_by="a constant batch must whiten to 0",
+    discussed="https://github.com/michaelnny/deep_rl_zoo/issues/17",
+)(_whitening_variant(_right_statistics, epsilon=0.0))
 
 
 # kl_loss: the KL to the reference as a term of the loss ----------------------------------------------------------------------
 
 
-def _kl_variant(kind: str, weighted: bool = True, detached: bool = True) -> Callable:
-    """The loss on whole responses with another estimator, or another weight."""
+def _kl_variant(estimator: str | None = None, weighted: bool = True, detached: bool = True) -> Callable:
+    """The loss on whole responses with another estimator (None: the one that is asked for), or another weight."""
 
-    def loss(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:
+    def loss(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kind: str = "k2") -> Tensor:
         total, old, reference = (torch.where(mask, x, 0.0).sum(1) for x in (log_probs, old_log_probs, ref_log_probs))
         weight = torch.exp(total - old) if weighted else torch.ones_like(total)
         weight = weight.detach() if detached else weight
-        return (weight * kl_estimate(total, reference, kind)).sum() / mask.sum()
+        return (weight * kl_estimate(total, reference.detach(), estimator or kind)).sum() / mask.sum()
 
     return loss
 
@@ -188,6 +213,7 @@ pitfall(
     mistake="k1 as the loss: on fresh samples its gradient is the score, whose mean is 0",
     symptom="a KL loss is logged and falls, and the KL is not held at all; the gradient is noisier than without it",
     exposed_by="one token where the policy sampled: the gradient is the log-ratio, not 1",
+    discussed="https://arxiv.org/abs/2510.01555",
 )(_kl_variant("k1"))
 
 pitfall(
@@ -196,6 +222,7 @@ pitfall(
     mistake="k3 as the loss: its gradient is that of the reverse divergence, KL(reference || policy)",
     symptom="training is healthy, and its end is not the tilted reference but another policy",
     exposed_by="the exact gradient of KL(policy || reference) on an enumerable language",
+    discussed="https://github.com/verl-project/verl/pull/2953",
 )(_kl_variant("k3"))
 
 pitfall(
@@ -204,7 +231,8 @@ pitfall(
     mistake="k2 without the ratio of the response: right for the first step on a batch, not after it",
     symptom="the more epochs on a batch, the further the KL term pulls in a direction of its own",
     exposed_by="a policy that has moved since it sampled",
-)(_kl_variant("k2", weighted=False))
+    discussed="https://github.com/OpenRLHF/OpenRLHF/pull/1309",
+)(_kl_variant(weighted=False))
 
 pitfall(
     "kl-loss-weight-attached",
@@ -212,7 +240,7 @@ pitfall(
     mistake="the right value, with the gradient flowing through the ratio as well",
     symptom="the gradient gains half the squared log-ratio times the score: responses far from the reference are hit twice",
     exposed_by="the gradient at one token",
-)(_kl_variant("k2", detached=False))
+)(_kl_variant(detached=False))
 
 
 @pitfall(
@@ -222,9 +250,10 @@ pitfall(
     symptom="the policy takes first tokens that lead where the reference is left more cheaply or more dearly than it counts",
     exposed_by="a response of two tokens",
 )
-def _kl_per_token(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor) -> Tensor:
-    weight = torch.exp(torch.where(mask, log_probs - old_log_probs, 0.0).sum(1, keepdim=True)).detach()
-    return masked_mean(weight * kl_estimate(log_probs, ref_log_probs, "k2"), mask)
+def _kl_per_token(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kind: str = "k2") -> Tensor:
+    log_probs, old_log_probs, ref_log_probs = (torch.where(mask, x, 0.0) for x in (log_probs, old_log_probs, ref_log_probs))
+    weight = torch.exp((log_probs - old_log_probs).sum(1, keepdim=True)).detach()
+    return masked_mean(weight * kl_estimate(log_probs, ref_log_probs.detach(), kind), mask)
 
 
 # accumulated_loss: a batch computed in parts, the gradient as if it were whole ----------------------------------------------
@@ -236,6 +265,7 @@ def _kl_per_token(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tenso
     mistake="the mean of the parts' means: a token in a part of few tokens weighs more",
     symptom="the gradient changes with the number of parts; nothing else shows it",
     exposed_by="two responses of different length, in one part and in two",
+    discussed="https://github.com/ml-explore/mlx-lm/pull/1413",
 )
 def _mean_of_part_means(losses: Tensor, mask: Tensor, parts: int) -> Tensor:
     pairs = zip(losses.tensor_split(parts), mask.tensor_split(parts), strict=True)
@@ -260,6 +290,7 @@ def _sum_of_part_means(losses: Tensor, mask: Tensor, parts: int) -> Tensor:
     mistake="the mean over responses of their means: every response weighs the same, and its tokens less the longer it is",
     symptom="independent of the split, but another objective: long responses are learned from less per token",
     exposed_by="two responses of different length in one part",
+    discussed="https://arxiv.org/abs/2503.20783",
 )
 def _mean_of_response_means(losses: Tensor, mask: Tensor, parts: int) -> Tensor:
     return (torch.where(mask, losses, 0.0).sum(1) / mask.sum(1)).mean()
