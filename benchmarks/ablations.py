@@ -103,7 +103,7 @@ VARIANTS = {
         "observations are shifted and scaled",
         lambda c: {"normalize_observations": True},
     ),
-    "reward normalisation toggled": Variant(
+    "reward scaling toggled": Variant(
         "rewards are divided by the spread of returns on CartPole, and are not on Acrobot",
         lambda c: {"normalize_rewards": not c.normalize_rewards},
     ),

@@ -82,8 +82,8 @@ def plan(task: str, device: str, tiny: bool) -> Plan:
         few = SupervisedConfig(batch_size=32, learning_rate=3e-3)
         settings = {"precision": "bfloat16", "recompute_log_probs": True, "sort_by_length": True, "decoding": "static"}
         return Plan(TINY, 200, 60, 64, 32, few, few, replace(base, updates=6, batch_size=32, **settings))
-    steps = {"batch_size": 512, "learning_rate": 5e-5}
-    ppo = replace(base, updates=150, **steps, **(GPU_SETTINGS if device == "cuda" else {}))
+    steps = {"batch_size": 512, "learning_rate": 1e-5}
+    ppo = replace(base, updates=300, **steps, **(GPU_SETTINGS if device == "cuda" else {}))
     return Plan(
         SIZE,
         examples=pipeline.REVIEW_EXAMPLES if task == "reviews" else 100_000,

@@ -224,26 +224,25 @@ def measure_decoding(work: Workload, settings: dict[str, Any], machine: Machine,
     model = Model.of(policy.lm.config, sum(x.numel() for x in policy.parameters()))
     fields = {name: settings[name] for name in ("decoding", "finish_test_every") if name in settings}
     generator = torch.Generator(work.device).manual_seed(work.seed)
+    torch.compiler.reset()
+    decoder = Decoder(policy.lm, dtype=torch.bfloat16 if p == 2 else None, **fields)
+
+    def sample(batch: int, tokens: int) -> float:
+        begun = now(work.device)
+        chosen = [prompts[i % len(prompts)] for i in range(batch)]
+        generate(decoder, tokenizer, chosen, max_new_tokens=tokens, temperature=work.temperature, generator=generator)
+        return now(work.device) - begun
+
+    times: dict[int, list[float]] = {batch: [] for batch in batches}
+    for turn in range(repeats + 1):  # the batches take turns; the first turn warms up
+        for batch in batches:
+            seconds = (sample(batch, work.new_tokens) - sample(batch, 1)) / (work.new_tokens - 1)
+            times[batch] += [seconds] if turn else []
     rows = []
     for batch in batches:
-        torch.compiler.reset()
-        decoder = Decoder(policy.lm, dtype=torch.bfloat16 if p == 2 else None, **fields)
-        chosen = [prompts[i % len(prompts)] for i in range(batch)]
-
-        def sample(tokens: int, decoder: Decoder = decoder, chosen: list[str] = chosen) -> None:
-            generate(decoder, tokenizer, chosen, max_new_tokens=tokens, temperature=work.temperature, generator=generator)
-
-        sample(work.new_tokens)  # warm up
-        times = []
-        for _ in range(repeats):
-            begun = now(work.device)
-            sample(1)
-            first = now(work.device)
-            sample(work.new_tokens)
-            times.append((now(work.device) - first - (first - begun)) / (work.new_tokens - 1))
         steps = [token_work(model, batch, work.prompt_tokens + t, p) for t in range(1, work.new_tokens)]
         mean = Work(sum(x.operations for x in steps) / len(steps), sum(x.bytes for x in steps) / len(steps))
-        rows.append({"batch": batch, **placed(mean, times, machine)})
+        rows.append({"batch": batch, **placed(mean, times[batch], machine)})
     return {"workload": asdict(work), "settings": fields, "rows": rows}
 
 
@@ -289,7 +288,7 @@ def run(
         save(result)
     batches, tokens = DECODING[device]
     work = replace(SIZES[decoding], device=device, new_tokens=tokens)
-    result["decoding"] = measure_decoding(work, settings, machine, batches, repeats=3)
+    result["decoding"] = measure_decoding(work, settings, machine, batches, repeats=5)
     save(result)
     return result
 

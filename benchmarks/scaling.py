@@ -1,9 +1,10 @@
 """How the cost of a PPO update grows with the work, what each throughput lever is worth, and how far precision moves the ratios.
 
-    python -m benchmarks.scaling [--device cpu|cuda] [--sections growth levers drift] [--updates 3] [--output FILE]
+    python -m benchmarks.scaling [--device cpu|cuda] [--sections growth levers drift] [--updates 5] [--output FILE]
 
 The models, prompts and reward are those of `lm_workload.py`; the critic is a head on the policy's trunk. Seconds are medians over the
-updates after a warm-up, those that `train_ppo` logs. On a CPU one thread; float32 but for the levers. It takes five minutes there.
+updates after a warm-up, those that `train_ppo` logs; where memory does not forbid it, what is compared takes turns, update by
+update, so that all meet the same weather on a noisy machine. On a CPU one thread, float32 but for the levers; four minutes.
 
 growth   One size at a time leaves the base point: sequences, new tokens, width (heads are 32 wide, on a GPU 64), layers. One epoch; on a
          GPU with `GPU_SETTINGS`, the update not compiled. Memory: on a CPU what autograd keeps of one part (torch's saved tensors,
@@ -11,8 +12,7 @@ growth   One size at a time leaves the base point: sequences, new tokens, width 
          `memory_estimate` says.
 levers   Settings of `LMPPOConfig`, each switched on alone, and all of `GPU_SETTINGS` together. Here responses end: their lengths vary
          (the end token has probability 1 / new tokens at each step) and so do the prompts', or sorting by length would have
-         nothing to cut. Tokens per second are new, real ones. The trainings take turns, update by update, so that all meet the
-         same weather on a noisy machine. `first_update_seconds` has the compilation in it.
+         nothing to cut. Tokens per second are new, real ones. `first_update_seconds` has the compilation in it.
 drift    Learning rate 0, so that every ratio should be 1: the mean of |ratio - 1| between sampling and the pass that training
          differentiates (`sampling_mismatch`), and the largest against the old log-probabilities (`largest_ratio_deviation`),
          by width and precision, with old log-probabilities from sampling and recomputed. Random weights, two layers.
@@ -105,40 +105,49 @@ def saved_bytes(policy: PolicyWithValue, work: Workload) -> int:
     return sum(x.untyped_storage().nbytes() for x in kept.values())
 
 
-def growth_point(work: Workload, settings: dict[str, Any], updates: int) -> dict[str, Any]:
-    """Seconds and memory of one workload."""
-    on_gpu = work.device == "cuda"
+def grown(works: list[Workload], settings: dict[str, Any], updates: int) -> list[dict[str, Any]]:
+    """Seconds and memory of some workloads; they take turns, update by update. On a GPU one alone, since the peak is of all."""
+    on_gpu = works[0].device == "cuda"
     torch.compiler.reset()  # it compiles one function eight times, then no more: other points must not use that up
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    policy, tokenizer, prompts = make_policy(work)
-    config = ppo_config(work, WARM_UP[work.device] + updates, **settings)
-    estimate = memory_estimate(policy.lm.config, config, prompt_tokens=work.prompt_tokens)
-    training = Training(policy, tokenizer, prompts, config, seed=work.seed)
-    rows = [training.update() for _ in range(config.updates)][WARM_UP[work.device] :]
-    seconds = {phase: statistics.median(row[f"seconds_{phase}"] for row in rows) for phase in PHASES}
-    memory = torch.cuda.max_memory_allocated() if on_gpu else saved_bytes(policy, work)
-    return {
-        "parameters": sum(x.numel() for x in policy.parameters()),
-        "token_step_seconds": seconds["generation"] / work.new_tokens,
-        **{f"{phase}_seconds": x for phase, x in seconds.items()},
-        "memory_bytes": memory,
-        "estimated_bytes": estimate.peak if on_gpu else estimate.activations + estimate.logits // LOGIT_COPIES,
-        "memory_kind": "peak" if on_gpu else "saved tensors of a part",
-    }
+    warm_up, trainings, estimates = WARM_UP[works[0].device], [], []
+    for work in works:
+        policy, tokenizer, prompts = make_policy(work)
+        config = ppo_config(work, warm_up + updates, **settings)
+        trainings.append(Training(policy, tokenizer, prompts, config, seed=work.seed))
+        estimates.append(memory_estimate(policy.lm.config, config, prompt_tokens=work.prompt_tokens))
+    rows = [[training.update() for training in trainings] for _ in range(warm_up + updates)][warm_up:]
+    points = []
+    for work, training, estimate, of_this in zip(works, trainings, estimates, zip(*rows, strict=True), strict=True):
+        seconds = {f"{phase}_seconds": statistics.median(row[f"seconds_{phase}"] for row in of_this) for phase in PHASES}
+        policy = training.state.policy
+        point = {
+            "parameters": sum(x.numel() for x in policy.parameters()),
+            "token_step_seconds": seconds["generation_seconds"] / work.new_tokens,
+            **seconds,
+            "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else saved_bytes(policy, work),
+            "estimated_bytes": estimate.peak if on_gpu else estimate.activations + estimate.logits // LOGIT_COPIES,
+            "memory_kind": "peak" if on_gpu else "saved tensors of a part",
+        }
+        points.append(point)
+        print(point, flush=True)
+    return points
 
 
 def measure_growth(device: str, updates: int) -> dict[str, Any]:
     """Every point; the base is measured once in each series, so that each can be read by itself."""
     base, settings = BASE[device], GROWTH_SETTINGS[device]
-    points = []
+    names, works = [], []
     for field, values in GROWTH[device].items():
         for value in values:
             heads = {"heads": value // HEAD_SIZE[device]} if field == "width" else {}
-            points.append({"varied": field, "value": value, **growth_point(replace(base, **{field: value}, **heads), settings, updates)})
-            print({name: x for name, x in points[-1].items() if name != "memory_kind"}, flush=True)
-    return {"base": asdict(base), "settings": settings, "points": points}
+            names.append({"varied": field, "value": value})
+            works.append(replace(base, **{field: value}, **heads))
+    groups = [works] if device == "cpu" else [[work] for work in works]
+    points = [point for group in groups for point in grown(group, settings, updates)]
+    return {"base": asdict(base), "settings": settings, "points": [name | point for name, point in zip(names, points, strict=True)]}
 
 
 def let_responses_end(policy: PolicyWithValue, tokenizer: PreTrainedTokenizerBase, new_tokens: int) -> None:
@@ -221,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_device_option(parser)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--updates", type=int, default=3, help="that count; the first ones warm up")
+    parser.add_argument("--updates", type=int, default=5, help="that count; the first ones warm up")
     parser.add_argument("--output", type=Path, help="default: the package's data, if all sections are measured")
     args = parser.parse_args()
     if args.output is None and set(args.sections) != set(SECTIONS):

@@ -11,7 +11,7 @@ from benchmarks import scaling
 from benchmarks.lm_setup import make_policy, ppo_config
 from benchmarks.lm_workload import Workload
 from benchmarks.report import data_path
-from benchmarks.scaling import growth_point, let_responses_end, saved_bytes, shortened
+from benchmarks.scaling import grown, let_responses_end, saved_bytes, shortened
 from ppo_edu.lm import GPU_SETTINGS, LMPPOConfig, generate, memory_estimate
 from ppo_edu.teach import load_result
 
@@ -29,12 +29,13 @@ def test_saved_tensors_of_a_part_are_what_the_memory_model_says(changes):
     assert estimate.activations + estimate.logits // 3 == pytest.approx(saved_bytes(policy, work), rel=0.03)
 
 
-def test_a_point_has_seconds_and_memory():
-    point = growth_point(MICRO, {}, updates=2)
-    assert point["token_step_seconds"] == point["generation_seconds"] / MICRO.new_tokens
-    assert point["memory_kind"] == "saved tensors of a part"
-    assert point["estimated_bytes"] == pytest.approx(point["memory_bytes"], rel=0.03)
-    assert min(point[f"{phase}_seconds"] for phase in ("generation", "scoring", "update")) > 0
+def test_points_have_seconds_and_memory():
+    works = [MICRO, replace(MICRO, new_tokens=12)]
+    for work, point in zip(works, grown(works, {}, updates=2), strict=True):
+        assert point["token_step_seconds"] == point["generation_seconds"] / work.new_tokens
+        assert point["memory_kind"] == "saved tensors of a part"
+        assert point["estimated_bytes"] == pytest.approx(point["memory_bytes"], rel=0.03)
+        assert min(point[f"{phase}_seconds"] for phase in ("generation", "scoring", "update")) > 0
 
 
 def test_responses_end_with_the_probability_that_is_asked_for():
