@@ -154,7 +154,7 @@ class SquashedNormal(Independent):
     In a probability ratio the Jacobian cancels, since old and new policy are asked about the same u: PPO's surrogate does
     not notice a wrong one. Where log p stands alone, in an entropy bonus, it counts.
 
-    The entropy has no closed form: H(a) = H(u) + E[log |da/du|], whose mean is taken by Gauss-Hermite quadrature.
+    The entropy has no closed form: H(a) = H(u) + E[log(da/du)], whose mean is taken by Gauss-Hermite quadrature.
 
     Source: Haarnoja et al. 2018 (arXiv:1801.01290), appendix C.
     """

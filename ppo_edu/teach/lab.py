@@ -134,15 +134,15 @@ SUSPECTS = _known(
             Sign("episode_return", "second half", low=480, quantile=0.9),
         ),
         "Nothing differs until episodes reach the limit of 500 steps. From then on the critic is told that an upright pole is worth 100 "
-        "at one moment and 1 at another, and cannot know which: the clock is not in its observation. Some agents learn to fall in time.",
+        "at one moment and 1 at another, and cannot know which: the clock is not in its observation. The return hides most of it.",
         "The run is healthy for a long while. What happens in the environment at the moment when the value loss turns up again?",
         "time limits",
     ),
     Suspect(
         "unclipped-surrogate",
         (Sign("approx_kl", "early", low=0.3), Sign("policy_loss", "early", high=-0.004)),
-        "Nothing takes away the reason to go on: 16 steps on one batch carry the policy a hundred times as far as they should. The "
-        "surrogate loss falls nicely meanwhile, on data that no longer says anything about the policy.",
+        "Nothing takes away the reason to go on: 16 steps on one batch carry the policy a hundred times as far, in KL, as in a healthy "
+        "run. The surrogate loss falls nicely meanwhile, on data that no longer says anything about the policy.",
         "How far does one update carry the policy, in nats? And does the surrogate, on its own data, approve of it?",
         None,
     ),
@@ -151,7 +151,7 @@ SUSPECTS = _known(
         (Sign("value_loss", "late", low=1e5),),
         "With V + gamma V' - r in the place of a residual, a step's surprise is about twice the critic's own value, and the target adds "
         "them up: the more it says, the more it is asked for. The rewards, a few units in thousands, no longer matter.",
-        "Returns on CartPole lie between 1 and 100. Take the root of twice the value loss: how wrong is the critic, in units of reward?",
+        "Discounted returns on CartPole lie between 1 and 100. Take the root of twice the value loss: how far off is the critic?",
         "advantage",
     ),
     Suspect(
@@ -174,7 +174,7 @@ SUSPECTS = _known(
         "old-log-probs-from-the-new-policy",
         (Sign("approx_kl", "early", low=0.3), Sign("policy_loss", "early", low=-1e-3, high=1e-3)),
         "Every ratio is 1 in every minibatch, so the clip never acts and the loss is minus the mean of whitened advantages: 0 to rounding. "
-        "Its gradient is that of the first step, 16 times over, and the policy runs away.",
+        "Its gradient is that of a first step, at each of 16 steps on one batch, and the policy runs away.",
         "The policy moves far in each update. What does its own loss say to that? Look at the scale of the panel.",
         None,
     ),
@@ -182,7 +182,7 @@ SUSPECTS = _known(
         "observation-after-the-action",
         (Sign("clip_fraction", "middle", low=0.18), Sign("clip_fraction", "late", low=0.12), Sign("entropy", "middle", low=0.3)),
         "The log-probabilities belong to other observations than those they are compared with. So the first ratio of an update is not 1, "
-        "and the sharper the policy, the less: clip fraction and KL grow where in a healthy run they fall.",
+        "and the sharper the policy, the further it is from 1: clip fraction and KL grow where in a healthy run they fall.",
         "In a healthy run the clip fraction falls as the learning rate does. What would keep it up, in an update that hardly moves?",
         "discount",
     ),
@@ -297,7 +297,7 @@ CHART = (
         ("old-log-probs-from-the-new-policy",),
     ),
     Question(
-        "Do updates move 0.3 nats and more, and the policy loss falls?",
+        "Do updates move 0.3 nats and more, whatever the policy loss?",
         (Sign("approx_kl", "early", low=0.3),),
         "The leash: no clip, too many epochs, too large a learning rate",
         ("unclipped-surrogate",),
@@ -321,7 +321,7 @@ CHART = (
         ("targets-from-whitened-advantages",),
     ),
     Question(
-        "Do KL and clip fraction stay high while the learning rate falls?",
+        "Does the clip fraction stay high while the learning rate falls?",
         (Sign("clip_fraction", "middle", low=0.18), Sign("clip_fraction", "late", low=0.12)),
         "Ratios are not 1 at the first step: rows are misaligned",
         ("observation-after-the-action",),

@@ -39,7 +39,7 @@ class CheckResult:
 
     def __repr__(self) -> str:
         if self.passed:
-            return f"{self.exercise}: all {self.cases} cases pass."
+            return f"{self.exercise}: {'the one case passes' if self.cases == 1 else f'all {self.cases} cases pass'}."
         return f"{self.exercise}: {self.cases_passed} of {self.cases} cases pass.\n{self.report}"
 
 

@@ -13,7 +13,7 @@ from ppo_edu.teach.pitfalls.padding import kept
     "reset-row-of-the-last-rollout",
     target="valid_rows",
     mistake="a mask that forgets episodes which ended on the last row of the *previous* rollout",
-    symptom="once per rollout and environment, a transition that never happened is trained on; nothing visible in the losses",
+    symptom="whenever an episode ends on a rollout's last row, a transition that never happened is trained on; the losses look as always",
     exposed_by="two rollouts in a row, the first ending with an episode",
     discussed="https://github.com/Denys88/rl_games/pull/362",
 )

@@ -93,7 +93,7 @@ def _argmax(policy, observations):
     "carried-end-forgotten",
     target="ppo_edu.control.rollout.Collector.collect",
     mistake="a rollout that does not know whether the one before it ended an episode: its first row may be a reset row",
-    symptom="a transition that never happened, once per rollout and environment; nothing visible in the losses",
+    symptom="a transition that never happened, whenever an episode ends on a rollout's last row; nothing visible in the losses",
     exposed_by="two rollouts in a row, the first ending with an episode",
     discussed="https://github.com/Denys88/rl_games/pull/362",
 )

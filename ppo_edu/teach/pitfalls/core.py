@@ -155,7 +155,7 @@ def _reward_minus_value(rewards, values, next_values, terminated, truncated, *, 
     "value-sign-reversed",
     target="gae",
     mistake="GAE from residuals of the wrong sign, V(s) + gamma V(s') - r: reward enters as a cost",
-    symptom="the policy avoids reward",
+    symptom="values feed on themselves and grow without bound, and the policy avoids reward",
     exposed_by="a reward of 1 with values of 0",
 )
 def _value_sign_reversed(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -684,7 +684,7 @@ def _ratio_inverted(log_probs, old_log_probs, advantages, *, clip_range, mask=No
     "ratio-detached",
     target="clipped_surrogate",
     mistake="the right value without a gradient: the ratio was detached (or computed under no_grad)",
-    symptom="the gradient's norm is 0 and nothing is learned",
+    symptom="the actor gets no gradient and never moves, while the critic learns",
     exposed_by="the gradient with respect to log_probs",
     discussed="https://github.com/seungeunrho/minimalRL/issues/33",
 )
