@@ -299,7 +299,7 @@ CHART = (
     Question(
         "Do updates move 0.3 nats and more, whatever the policy loss?",
         (Sign("approx_kl", "early", low=0.3),),
-        "The leash: no clip, too many epochs, too large a learning rate",
+        "The leash: no clip, too wide a clip, too large a learning rate",
         ("unclipped-surrogate",),
     ),
     Question(

@@ -112,19 +112,22 @@ def _policies() -> dict[str, Any]:
     }
 
 
-def _draws() -> dict[str, Any]:
-    """two epochs of minibatches of 4 rows out of 12; 1000 sampled actions"""
-    first, second = (list(minibatches(12, 4)) for _ in range(2))
+def _actions() -> dict[str, Any]:
+    """1000 sampled actions, where one of two has probability 3/4"""
     policy = CategoricalPolicy(1, 2, ())
     policy.load_state_dict(policy.state_dict() | {"actor.0.weight": torch.zeros(2, 1), "actor.0.bias": torch.tensor([0.0, math.log(3)])})
+    actions = sample_actions(policy, np.zeros((1000, 1), dtype=np.float32))
+    return {"its share, in quarters": round(4 * float(actions.float().mean()))}
+
+
+def _minibatches() -> dict[str, Any]:
+    """two epochs of minibatches of 4 rows out of 12"""
+    first, second = (list(minibatches(12, 4)) for _ in range(2))
     return {
         "the sizes of the minibatches": torch.tensor([len(index) for index in first]),
         "the rows of an epoch, sorted": torch.cat(first).sort().values,
         "whether they come in their own order": bool((torch.cat(first) == torch.arange(12)).all()),
         "whether the next epoch repeats them": torch.equal(torch.cat(first), torch.cat(second)),
-        "the share of an action of probability 3/4, in quarters": round(
-            4 * float(sample_actions(policy, np.zeros((1000, 1), dtype=np.float32)).float().mean())
-        ),
     }
 
 
@@ -333,8 +336,8 @@ def _training() -> dict[str, Any]:
 
 SCENES: dict[str, Scene] = {  # by the beginning of the dotted path
     "ppo_edu.control.networks": _policies,
-    "ppo_edu.control.rollout.sample_actions": _draws,
-    "ppo_edu.control.ppo.minibatches": _draws,
+    "ppo_edu.control.rollout.sample_actions": _actions,
+    "ppo_edu.control.ppo.minibatches": _minibatches,
     "ppo_edu.control.rollout.Collector": _rollouts,
     "ppo_edu.control.ppo.make_batch": _batch,
     "ppo_edu.control.ppo.ppo_loss": _loss,

@@ -32,9 +32,7 @@ def normalized_auc(steps: ArrayLike, returns: ArrayLike, *, random: float, thres
     point the curve is taken at random play, after the last at its last value; between, it is linear.
     Raises: ValueError naming the argument.
     """
-    steps, returns = np.asarray(steps, dtype=float), np.asarray(returns, dtype=float)
-    if steps.ndim != 1 or steps.shape != returns.shape:
-        raise ValueError(f"returns must be one number per step, got {returns.shape} for steps of shape {steps.shape}")
+    steps, returns = _curve(steps, returns)
     known = np.isfinite(returns)
     if not known.any():
         raise ValueError("returns must have at least one finite entry, got none")
@@ -49,7 +47,7 @@ def normalized_auc(steps: ArrayLike, returns: ArrayLike, *, random: float, thres
 
 def steps_to_threshold(steps: ArrayLike, returns: ArrayLike, *, threshold: float) -> float:
     """Environment steps at the first point whose return reaches the threshold; inf if none does. Unknown returns (nan) do not."""
-    steps, returns = np.asarray(steps, dtype=float), np.asarray(returns, dtype=float)
+    steps, returns = _curve(steps, returns)
     reached = np.flatnonzero(returns >= threshold)
     return float(steps[reached[0]]) if len(reached) else np.inf
 
@@ -103,6 +101,13 @@ def _interval(arrays: list[np.ndarray], statistic: Callable[..., np.ndarray], le
         rng=np.random.default_rng(seed),
     )
     return Interval(float(statistic(*arrays)), float(found.confidence_interval.low), float(found.confidence_interval.high))
+
+
+def _curve(steps: ArrayLike, returns: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    steps, returns = np.asarray(steps, dtype=float), np.asarray(returns, dtype=float)
+    if steps.ndim != 1 or steps.shape != returns.shape:
+        raise ValueError(f"returns must be one number per step, got {returns.shape} for steps of shape {steps.shape}")
+    return steps, returns
 
 
 def _scores(task: ArrayLike) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,22 @@ def test_a_threshold_that_is_never_reached_is_stored_as_null():
     never = ablations.run(replace(TINY, threshold=600.0), VARIANTS["baseline"], seed=0)
     assert never["steps_to_threshold"] is None
     assert ablations.run(replace(TINY, threshold=1.0), VARIANTS["baseline"], seed=0)["steps_to_threshold"] <= 256
+
+
+@pytest.mark.parametrize(("task", "episodes", "within"), [("CartPole", 400, 3.0), ("Acrobot", 20, 10.0)])
+def test_the_score_of_random_play_is_what_random_play_earns(task, episodes, within):
+    env, returns = gym.make(TASKS[task].config.env_id), []
+    env.action_space.seed(0)
+    for episode in range(episodes):
+        env.reset(seed=episode)
+        returns.append(0.0)
+        ended = False
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[-1] += reward
+            ended = terminated or truncated
+    env.close()
+    assert np.mean(returns) == pytest.approx(TASKS[task].random, abs=within)
 
 
 # Variants ---------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ import ppo_edu
 from ppo_edu import control, core
 from ppo_edu.core import gae  # by name, as any reader's module would have it
 from ppo_edu.teach.checks import CHECKERS
+from ppo_edu.teach.lab import SUSPECTS
+from ppo_edu.teach.lineup import KNOWN
 from ppo_edu.teach.pitfalls import PITFALLS, Pitfall, pitfall, pitfalls_of, planted
 from ppo_edu.teach.pitfalls.catalogue import TWINS
 from ppo_edu.teach.pitfalls.planting import right_function
@@ -41,9 +43,9 @@ def test_no_two_entries_are_one():
 
 
 @every_entry
-def test_an_entry_is_told_by_a_checker_or_can_be_planted_under_our_own_tests(entry):
-    """The first is proved in test_checks.py and test_core_checks.py, the second in test_mutations.py."""
-    assert entry.target in CHECKERS or entry.replaces
+def test_an_entry_is_named_by_a_checker_the_lab_or_the_line_up(entry):
+    """That they do name it is proved in test_checks.py, test_core_checks.py, test_lab.py and test_lineup.py."""
+    assert entry.target in CHECKERS or entry.name in SUSPECTS or entry in KNOWN.get(entry.replaces, [])
 
 
 def test_there_are_enough_of_them():

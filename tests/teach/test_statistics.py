@@ -48,24 +48,31 @@ def test_probability_of_improvement_is_mann_whitneys_u():
     assert both.estimate == pytest.approx(0.5)
 
 
-def test_coverage_of_the_interquartile_mean():
-    """Two normal tasks: the pooled distribution is symmetric about 1, so its interquartile mean is 1."""
+@pytest.mark.parametrize(("means", "spreads"), [((1, 1), (0.3, 0.1)), ((0, 1), (0.3, 0.3))], ids=["one mean", "two means"])
+def test_coverage_of_the_interquartile_mean(means, spreads):
+    """Two normal tasks whose pool is symmetric, so its interquartile mean is its centre.
+
+    Intervals of level 0.90 cover it in 0.85 of these simulations, of 0.99 in 0.96 or more. Pooled resampling, instead of
+    resampling within tasks, always covers two means.
+    """
     rng = np.random.default_rng(0)
     covered = 0
     for i in range(SIMULATIONS):
-        found = stratified_interval(rng.normal(1, 0.3, RUNS), rng.normal(1, 0.1, RUNS), resamples=RESAMPLES, seed=i)
-        covered += found.low <= 1.0 <= found.high
-    assert 0.87 <= covered / SIMULATIONS <= 0.97  # nominal 0.95; the standard error of this share is 0.015
+        scores = [rng.normal(mean, spread, RUNS) for mean, spread in zip(means, spreads, strict=True)]
+        found = stratified_interval(*scores, resamples=RESAMPLES, seed=i)
+        covered += found.low <= np.mean(means) <= found.high
+    assert 0.87 <= covered / SIMULATIONS <= 0.95  # nominal 0.95; the standard error of this share is 0.015
 
 
 def test_coverage_of_the_probability_of_improvement():
+    """Intervals of level 0.90 cover the truth in 0.89 of these simulations, of 0.99 in 0.98."""
     rng = np.random.default_rng(0)
     truth = norm.cdf(0.5 / math.sqrt(2))
     covered = 0
     for i in range(SIMULATIONS):
         found = probability_of_improvement([rng.normal(0.5, 1, RUNS)], [rng.normal(0, 1, RUNS)], resamples=RESAMPLES, seed=i)
         covered += found.low <= truth <= found.high
-    assert 0.87 <= covered / SIMULATIONS <= 0.97
+    assert 0.90 <= covered / SIMULATIONS <= 0.96
 
 
 def test_a_wider_level_gives_a_wider_interval_around_the_estimate():
@@ -90,6 +97,7 @@ def test_runs_are_resampled_within_their_task():
         (lambda: probability_of_improvement([[1.0, 2.0]], []), "theirs"),
         (lambda: normalized_auc([1, 2], [1.0], random=0.0, threshold=1.0, total_steps=2), "returns"),
         (lambda: normalized_auc([1, 2], [math.nan, math.nan], random=0.0, threshold=1.0, total_steps=2), "returns"),
+        (lambda: steps_to_threshold([1, 2], [1.0, 2.0, 3.0], threshold=3.0), "returns"),
         (lambda: normalized_auc([2, 1], [1.0, 1.0], random=0.0, threshold=1.0, total_steps=2), "steps"),
         (lambda: normalized_auc([1, 2], [1.0, 1.0], random=1.0, threshold=1.0, total_steps=2), "threshold"),
     ],
