@@ -20,10 +20,11 @@ def part(entry: Pitfall) -> str:
 
 
 def function(entry: Pitfall) -> str:
-    """The function that an entry gets wrong, as Markdown; one of an exercise with its chapter."""
+    """The function that an entry gets wrong: its name and, below it, where it is."""
     if entry.replaces:
-        return f"`{entry.replaces.removeprefix('ppo_edu.')}`"
-    return f"`{entry.target}`, chapter {int(entry.wrong.__module__[-2:])}"
+        _, _, _, name = entry.replaces.split(".", 3)  # the package, the part and the module are told below
+        return f"### `{name}`\n\n`{entry.replaces}`\n"
+    return f"### `{entry.target}`\n\nAn exercise of chapter {int(entry.wrong.__module__[-2:])}\n"
 
 
 def escaped(text: str) -> str:
@@ -50,7 +51,7 @@ def catalogue() -> str:
     for heading, group in groupby(entries, part):
         lines += [f"## {heading}", ""]
         for name, mistakes in groupby(group, function):
-            lines += [f"### {name}", ""]
+            lines += [name]
             lines += [line for entry in mistakes for line in described(entry)]
     return "\n".join(lines)
 
