@@ -92,7 +92,7 @@ class Suspect:
     signs: tuple[Sign, ...]  # the log shows all of them
     why: str  # what the mistake does to the curves
     hint: str  # where to look in a run with this mistake, without naming it
-    probed: str | None  # the part that `control.probe` suspects; None where it finds nothing
+    probed: tuple[str, ...]  # the part that `control.probe` suspects, or one of them, by seed; none where it finds nothing
 
     def shown_by(self, log: Sequence[Row]) -> bool:
         """Whether this log shows all signs."""
@@ -109,7 +109,7 @@ SUSPECTS = _known(
         (Sign("approx_kl", "whole", high=1e-9), Sign("entropy", "whole", low=0.69)),
         "No gradient reaches the actor. It stays the coin that it was, while the critic goes on learning what a coin earns.",
         "Two of the curves do not move at all, from the first update to the last. Whose are they, the actor's or the critic's?",
-        "policy loss",
+        ("policy loss",),
     ),
     Suspect(
         "critic-trained-on-the-reward",
@@ -117,7 +117,7 @@ SUSPECTS = _known(
         "CartPole pays 1 at every step, so the critic only has to learn the number 1: its loss vanishes within a few updates, and there "
         "is no variance to explain. The advantages still see the rewards of the rollout, so the return rises, and is never steady.",
         "The return rises. But look at the scale of the value loss: what would a critic have to be asked, to be this right this soon?",
-        "critic",
+        ("critic",),
     ),
     Suspect(
         "clipped-sign",
@@ -125,7 +125,7 @@ SUSPECTS = _known(
         "Good actions become rarer. Within a few updates the policy is certain of the worst, episodes are as short as they can be, and "
         "a policy without randomness finds nothing else. The critic is excellent: it knows exactly how soon the pole will fall.",
         "The return falls below that of a coin, and the critic understands why perfectly. Who makes it fall, and how certain is it?",
-        "policy loss",
+        ("policy loss",),
     ),
     Suspect(
         "truncation-as-termination",
@@ -136,7 +136,7 @@ SUSPECTS = _known(
         "Nothing differs until episodes reach the limit of 500 steps. From then on the critic is told that an upright pole is worth 100 "
         "at one moment and 1 at another, and cannot know which: the clock is not in its observation. The return hides most of it.",
         "The run is healthy for a long while. What happens in the environment at the moment when the value loss turns up again?",
-        "time limits",
+        ("time limits",),
     ),
     Suspect(
         "unclipped-surrogate",
@@ -144,7 +144,7 @@ SUSPECTS = _known(
         "Nothing takes away the reason to go on: 16 steps on one batch carry the policy a hundred times as far, in KL, as in a healthy "
         "run. The surrogate loss falls nicely meanwhile, on data that no longer says anything about the policy.",
         "How far does one update carry the policy, in nats? And does the surrogate, on its own data, approve of it?",
-        None,
+        (),
     ),
     Suspect(
         "value-sign-reversed",
@@ -152,7 +152,7 @@ SUSPECTS = _known(
         "With V + gamma V' - r in the place of a residual, a step's surprise is about twice the critic's own value, and the target adds "
         "them up: the more it says, the more it is asked for. The rewards, a few units in thousands, no longer matter.",
         "Discounted returns on CartPole lie between 1 and 100. Take the root of twice the value loss: how far off is the critic?",
-        "advantage",
+        ("advantage",),
     ),
     Suspect(
         "probabilities-for-logits",
@@ -160,7 +160,7 @@ SUSPECTS = _known(
         "A probability lies between 0 and 1, so two of them taken as logits differ by 1 at most: no action gets beyond 1/(1 + 1/e) = 0.73, "
         "and the entropy never falls below 0.582 nats. More than a quarter of all pushes go the wrong way, and the return stalls.",
         "One curve runs into a floor. Which is the most certain policy with that entropy?",
-        "policy loss",
+        ("policy loss",),
     ),
     Suspect(
         "targets-from-whitened-advantages",
@@ -168,7 +168,7 @@ SUSPECTS = _known(
         "Advantages plus values make a target only as long as the advantages have their own scale. Whitened, their variance is 1 whatever "
         "happens: the critic is asked for its own value plus unit noise, and half of the squared noise is 0.5, the loss that never moves.",
         "One curve stays at the same number from beginning to end, while the episodes become ten times as long. What has variance 1?",
-        "episode ends",
+        ("episode ends", "critic"),
     ),
     Suspect(
         "old-log-probs-from-the-new-policy",
@@ -176,7 +176,7 @@ SUSPECTS = _known(
         "Every ratio is 1 in every minibatch, so the clip never acts and the loss is minus the mean of whitened advantages: 0 to rounding. "
         "Its gradient is that of a first step, at each of 16 steps on one batch, and the policy runs away.",
         "The policy moves far in each update. What does its own loss say to that? Look at the scale of the panel.",
-        None,
+        (),
     ),
     Suspect(
         "observation-after-the-action",
@@ -184,7 +184,7 @@ SUSPECTS = _known(
         "The log-probabilities belong to other observations than those they are compared with. So the first ratio of an update is not 1, "
         "and the sharper the policy, the further it is from 1: clip fraction and KL grow where in a healthy run they fall.",
         "In a healthy run the clip fraction falls as the learning rate does. What would keep it up, in an update that hardly moves?",
-        "discount",
+        ("discount", "critic"),
     ),
 )
 
@@ -257,7 +257,7 @@ def diagnose(run: int, guess: str | None = None, *, seed: int = 0) -> Diagnosis:
     if suspect is actual:
         entry = PITFALLS[guess]
         shown = "".join(f"- {sign}. Here it is {sign.found(log):.2g}.\n" for sign in suspect.signs)
-        probed = f"The probes fail and suspect: {suspect.probed}." if suspect.probed else "The probes find nothing."
+        probed = f"The probes fail and suspect: {' or '.join(suspect.probed)}." if suspect.probed else "The probes find nothing."
         text = f"Run {run} is {guess}. Right!\nThe mistake: {entry.mistake}.\nIts signs:\n{shown}{suspect.why}\n"
         return Diagnosis(True, text + f"The check that exposes it: {entry.exposed_by}. {probed}")
     missing = "".join(f"- {sign}. Here it is {sign.found(log):.2g}.\n" for sign in suspect.signs if not sign.shown_by(log))

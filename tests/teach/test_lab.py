@@ -150,7 +150,7 @@ def test_a_bad_seed_is_named():
 @pytest.mark.parametrize("seed", range(3))
 def test_what_the_probes_suspect_is_what_the_lab_says(name, seed):
     with planted(PITFALLS[name]):
-        assert probe(seed=seed).suspect == lab.SUSPECTS[name].probed
+        assert probe(seed=seed).suspect in (lab.SUSPECTS[name].probed or (None,))
 
 
 # What the explanations claim ----------------------------------------------------------------------------------------------
