@@ -6,7 +6,7 @@ A variant is the task's own config with one change. Each run is scored by the ar
 where random play is 0 and the threshold 1 (`ppo_edu.teach.statistics.normalized_auc`): final returns saturate. The curve is
 the mean return of the episodes that ended in each update, sampled actions included.
 
-Runs are independent, and each is kept in the folder as soon as it is done, so an interrupted call continues where it
+Runs are independent, and each is kept in the folder (under its config) as soon as it is done, so an interrupted call continues where it
 stopped. Tasks, variants and seeds take turns, seeds outermost, so that a stop leaves all variants equally well measured.
 
 The JSON, `ppo_edu/teach/data/ablations.json`:
@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -131,6 +132,11 @@ def run(task: Task, variant: Variant, seed: int) -> dict[str, Any]:
     }
 
 
+def fingerprint(task: Task, variant: Variant) -> str:
+    """Eight digits that change with the config, so that no run of an older one is taken for it."""
+    return f"{zlib.crc32(repr((task, variant.changes(task.config), [*variant.functions])).encode()):08x}"
+
+
 def points(total_steps: int) -> list[float]:
     """Environment steps at which curves are stored."""
     return [total_steps * (i + 1) / POINTS for i in range(POINTS)]
@@ -157,14 +163,15 @@ def main() -> None:
     for seed in range(args.seeds):
         for task_name, task in TASKS.items():
             for name in args.variants:
-                path = args.runs / f"{task_name} {name} {seed}.json"
+                path = args.runs / f"{task_name} {name} {seed} {fingerprint(task, VARIANTS[name])}.json"
                 if not path.exists():
                     path.write_text(json.dumps(run(task, VARIANTS[name], seed)))
                     print(f"seed {seed} {task_name:9} {name:28} auc {json.loads(path.read_text())['auc']:.3f}", flush=True)
                 runs[task_name][name].append(json.loads(path.read_text()))
+    which = "" if args.variants == list(VARIANTS) else " --variants " + " ".join(f"'{name}'" for name in args.variants)
     result = {
         "question": "area under the learning curve, random play 0 and the threshold 1, with one detail changed at a time",
-        "command": f"python -m benchmarks.ablations --seeds {args.seeds}",
+        "command": f"python -m benchmarks.ablations --seeds {args.seeds}{which}",
         "metadata": machine_metadata("gymnasium"),
         "tasks": {
             name: {

@@ -301,11 +301,16 @@ def restore_generator(generator: np.random.Generator, words: Tensor) -> None:
     }
 
 
+def check_seed(seed: int) -> None:
+    """Raises: ValueError for what is no seed."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an int in [0, 2**32), got {seed!r}")
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch inside a `with` block and give the caller's random state back afterwards."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an int in [0, 2**32), got {seed!r}")
+    check_seed(seed)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # starting CUDA would take seconds
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)

@@ -52,6 +52,7 @@ class Policy(nn.Module):
         normalize_observations: bool = False,
     ) -> None:
         super().__init__()
+        self.num_observations = num_observations
         self.normalizer = ObservationNormalizer(num_observations) if normalize_observations else nn.Identity()
         self.trunk: nn.Module = nn.Identity()
         sizes = [num_observations, *hidden_sizes]
@@ -213,5 +214,11 @@ def make_policy(
 
 @torch.no_grad()
 def greedy_or_sampled(policy: Policy, observations: Tensor, greedy: bool) -> Tensor:
-    """Actions for a batch of observations: the mode of the policy, or a sample from it."""
+    """Actions for a batch of observations [B, D]: the mode of the policy, or a sample from it.
+
+    Raises: ValueError for a policy of other observations.
+    """
+    size = observations.shape[-1]
+    if size != policy.num_observations:
+        raise ValueError(f"policy must take the environment's observations, of size {size}, got one for size {policy.num_observations}")
     return policy.mode(observations) if greedy else policy.distribution(observations).sample()

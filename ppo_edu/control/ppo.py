@@ -195,6 +195,8 @@ def train(
     """
     started = time.perf_counter()
     config = PPOConfig() if config is None else config
+    if not isinstance(config, PPOConfig):
+        raise ValueError(f"config must be a PPOConfig or None, got {describe(config)}")
     check_count(checkpoint_every=checkpoint_every)
     with (
         seeded(seed),

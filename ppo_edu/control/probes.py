@@ -165,7 +165,8 @@ TrainFn = Callable[..., Any]  # called as `train` is; its result has a `.policy`
 def probe(config: PPOConfig | None = None, *, seed: int = 0, train_fn: TrainFn = train, **functions: Callable[..., Any]) -> ProbeReport:
     """Train on each probe, compare what was learned with the known answers, and say which part is broken.
 
-    `config`: the choices to try; task, number of steps and discount are the probes' own, annealing is off.
+    `config`: the choices to try; task, number of steps and discount are the probes' own; annealing, and what changes the
+    units of rewards or actions, is off. A config that does not learn the probes in `STEPS` steps is suspected as well.
     `functions`: your own `advantage_fn`, `policy_loss_fn`; or `train_fn`, your own trainer, called as `train` is.
     A trainer that raises FloatingPointError or whose numbers are not finite is reported as diverged.
 
@@ -174,6 +175,7 @@ def probe(config: PPOConfig | None = None, *, seed: int = 0, train_fn: TrainFn =
     if config is not None and not isinstance(config, PPOConfig):
         raise ValueError(f"config must be a PPOConfig or None, got {describe(config)}")
     config = replace(config or PPOConfig(), gamma=GAMMA, total_steps=STEPS, anneal_learning_rate=False, anneal_clip_range=False)
+    config = replace(config, normalize_rewards=False, squash_actions=False)
     ConstantReward.actions.clear()
     try:
         results = {

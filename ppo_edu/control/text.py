@@ -88,6 +88,7 @@ class TextEnv(gym.Env):
 
     def _reward(self) -> float:
         reward = self.reward_fn(self.text)
+        reward = reward.item() if isinstance(reward, np.number) else reward
         if not is_number(reward) or not np.isfinite(reward):
             raise ValueError(f"reward_fn must return a finite number, got {describe(reward)} for {self.text!r}")
         return float(reward)
@@ -108,13 +109,16 @@ def register_text_env(
     Raises: ValueError for a bad argument, or an `env_id` that belongs to another environment.
     """
     TextEnv(reward_fn, vocabulary=vocabulary, max_length=max_length, window=window)  # bad arguments are refused here and now
+    if not isinstance(env_id, str):
+        raise ValueError(f"env_id must be a name such as 'Poem-v0', got {env_id!r}")
     if env_id in gym.registry and gym.registry[env_id].entry_point is not TextEnv:
         raise ValueError(f"env_id must be free, got {env_id!r}, which is another environment")
     gym.registry.pop(env_id, None)
-    arguments = {"reward_fn": reward_fn, "vocabulary": vocabulary, "max_length": max_length, "window": window}
+    arguments = {"vocabulary": vocabulary, "max_length": max_length, "window": window}
+    arguments["reward_fn"] = lambda text: reward_fn(text)  # Gymnasium copies arguments deeply, but never a function
     try:
         gym.register(env_id, entry_point=TextEnv, kwargs=arguments, disable_env_checker=True)
-    except (gym.error.Error, TypeError) as error:
+    except gym.error.Error as error:
         raise ValueError(f"env_id must be a name such as 'Poem-v0', got {env_id!r}: {error}") from error
 
 
@@ -129,7 +133,7 @@ def sample_texts(policy: Policy, env_id: str, n: int, *, seed: int = 0, greedy: 
     Raises: ValueError naming the argument.
     """
     check_count(n=n)
-    if env_id not in gym.registry or gym.registry[env_id].entry_point is not TextEnv:
+    if not isinstance(env_id, str) or env_id not in gym.registry or gym.registry[env_id].entry_point is not TextEnv:
         raise ValueError(f"env_id must name a TextEnv, got {env_id!r}")
     envs = [gym.make(env_id).unwrapped for _ in range(n)]
     observations = np.stack([env.reset()[0] for env in envs])

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from ppo_edu.control import train
-from ppo_edu.runs import Row, column
+from ppo_edu.runs import Row, check_seed, column
 from ppo_edu.teach.pitfalls import PITFALLS, planted
 from ppo_edu.teach.plots import BLUE, GREEN, ORANGE, plot_band
 
@@ -211,6 +211,7 @@ def sick_run(number: int, *, seed: int = 0) -> list[Row]:
     Trains for a few seconds the first time. Raises: ValueError for another number or a bad seed.
     """
     _check_run(number, 0)
+    check_seed(seed)  # here: the cache takes 0.0 and False for 0
     return [dict(row) for row in _trained(number, seed)]
 
 
@@ -245,13 +246,14 @@ def diagnose(run: int, guess: str | None = None, *, seed: int = 0) -> Diagnosis:
     A right guess is answered with the mistake, its signs and the check that exposes it; a wrong one with what the guessed
     mistake would look like. `seed`: which run is measured.
 
-    Raises: ValueError for another run or an unknown guess.
+    Raises: ValueError for another run, an unknown guess or a bad seed.
     """
     _check_run(run, 1)
+    check_seed(seed)
     actual = SUSPECTS[_PLANTED[run - 1]]
     if guess is None:
         return Diagnosis(False, f"A hint for run {run}. {actual.hint}")
-    if guess not in SUSPECTS:
+    if not isinstance(guess, str) or guess not in SUSPECTS:
         raise ValueError(f"guess must be one of {[*SUSPECTS]}, got {guess!r}")
     log, suspect = _trained(run, seed), SUSPECTS[guess]
     if suspect is actual:

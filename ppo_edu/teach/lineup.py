@@ -31,7 +31,7 @@ def name_mistake(fn: Callable, of: str) -> CheckResult:
 
     Raises: ValueError for a function in which no mistake is known.
     """
-    if of not in KNOWN:
+    if not isinstance(of, str) or of not in KNOWN:
         raise ValueError(f"of must be one of {[*KNOWN]}, got {of!r}")
     right = right_function(KNOWN[of][0])
     scene = next((scene for beginning, scene in SCENES.items() if of.startswith(beginning)), None)

@@ -36,10 +36,10 @@ def normalized_auc(steps: ArrayLike, returns: ArrayLike, *, random: float, thres
     known = np.isfinite(returns)
     if not known.any():
         raise ValueError("returns must have at least one finite entry, got none")
-    if (np.diff(steps) <= 0).any() or steps[0] < 0 or steps[-1] > total_steps:
+    if not ((np.diff(steps) > 0).all() and steps[0] >= 0 and steps[-1] <= total_steps):  # so that nan is refused
         raise ValueError(f"steps must increase from 0 at least to total_steps ({total_steps}) at most")
-    if threshold == random:
-        raise ValueError(f"threshold must differ from random ({random}), got the same")
+    if not abs(threshold - random) > 0:
+        raise ValueError(f"threshold must differ from random ({random}), got {threshold}")
     x = np.concatenate([[0.0], steps[known], [total_steps]])
     y = np.concatenate([[random], returns[known], [returns[known][-1]]])
     return float((trapezoid(y, x) / total_steps - random) / (threshold - random))
@@ -70,7 +70,7 @@ def probability_of_improvement(
 
     It says how often, not by how much. One half is no difference.
     """
-    if len(ours) != len(theirs) or not ours:
+    if len(ours) != len(theirs) or len(ours) == 0:
         raise ValueError(f"theirs must have as many tasks as ours ({len(ours)}), and at least one, got {len(theirs)}")
     arrays = [_scores(task) for pair in zip(ours, theirs, strict=True) for task in pair]
     return _interval(arrays, _mean_win_rate, level, resamples, seed)

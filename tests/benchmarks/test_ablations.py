@@ -64,6 +64,15 @@ def test_the_score_of_random_play_is_what_random_play_earns(task, episodes, with
     assert np.mean(returns) == pytest.approx(TASKS[task].random, abs=within)
 
 
+def test_a_kept_run_is_known_by_its_config():
+    task, one_epoch = TASKS["CartPole"], VARIANTS["one epoch"]
+    same = replace(task, config=PPOConfig())
+    faster = replace(task, config=PPOConfig(learning_rate=0.02))
+    assert ablations.fingerprint(task, one_epoch) == ablations.fingerprint(same, one_epoch)
+    others = [(faster, one_epoch), (task, VARIANTS["twice the epochs"]), (task, VARIANTS["no clip"]), (task, VARIANTS["baseline"])]
+    assert len({ablations.fingerprint(*pair) for pair in [(task, one_epoch), *others]}) == 5
+
+
 # Variants ---------------------------------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,11 @@ def test_an_unknown_environment_is_refused():
         evaluate(Always(0.5), "NoSuchEnvironment-v0")
 
 
+def test_a_policy_for_other_observations_is_refused():
+    with pytest.raises(ValueError, match=r"^policy must take the environment's observations, of size 6, got one for size 4"):
+        evaluate(random_cartpole_policy(), "Acrobot-v1", episodes=2)
+
+
 def test_an_episode_that_never_ends_is_an_error_and_not_a_hang(monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_LENGTH", 50)
     with pytest.raises(ValueError, match="env_id must name an environment whose episodes end, got 'Endless-v0'"):

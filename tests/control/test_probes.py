@@ -184,6 +184,20 @@ def test_divergence_is_a_finding():
     assert "finite" in str(report)
 
 
+@pytest.mark.parametrize("switch", ["normalize_rewards", "squash_actions"])
+def test_what_would_change_the_units_of_a_probe_is_off(switch):
+    """Known values are in units of the reward, and actions are two: a healthy trainer is not to be suspected for its other tasks."""
+    asked = []
+
+    def my_train(config, **options):
+        asked.append(getattr(config, switch))
+        return train(config, **options)
+
+    report = probe(PPOConfig(**{switch: True}), train_fn=my_train)
+    assert asked == [False] * len(ENVIRONMENTS)
+    assert report.suspect is None
+
+
 def test_bad_config_is_named():
     with pytest.raises(ValueError, match=r"^config must be a PPOConfig"):
         probe("CartPole-v1")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 
 import gymnasium as gym
 import numpy as np
@@ -131,7 +132,14 @@ def test_bad_arguments_are_refused(arguments, message):
     assert "Bad-v0" not in gym.registry
 
 
-@pytest.mark.parametrize("wrong", [NAN, INF, None, "1", True, torch.ones(())])
+@pytest.mark.parametrize("reward", [2, 2.0, np.float32(2), np.int64(2)])
+def test_numpys_numbers_are_numbers(reward):
+    paid = write(TextEnv(lambda text: reward, **SMALL), "a.")[-1][1]
+    assert paid == 2.0
+    assert type(paid) is float
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, None, "1", True, torch.ones(()), np.float32("nan"), np.ones(1)])
 def test_a_reward_that_is_no_finite_number_is_refused_with_its_text(wrong):
     with pytest.raises(ValueError, match=r"reward_fn must return a finite number, got .* for 'a\.'"):
         write(TextEnv(lambda text: wrong, **SMALL), "a.")
@@ -155,7 +163,25 @@ def test_a_registered_reward_is_the_one_that_pays_and_can_be_replaced():
     assert set(evaluate(policy, "Mine-v0", episodes=5)) == {3.0}
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "not an id", "", None])
+def test_a_reward_that_keeps_a_state_is_not_copied():
+    """Gymnasium copies the arguments of an environment: a reward model would be copied for every text, and some cannot be."""
+
+    class Judge:
+        def __init__(self):
+            self.lock, self.texts = threading.Lock(), []
+
+        def __call__(self, text):
+            self.texts.append(text)
+            return 1.0
+
+    judge = Judge()
+    register_text_env("Judged-v0", judge)
+    texts, rewards = sample_texts(writer(), "Judged-v0", 5)
+    assert sorted(judge.texts) == sorted(texts)
+    assert rewards == [1.0] * 5
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "not an id", "", None, ["Mine-v0"]])
 def test_an_id_that_is_taken_or_none_is_refused(env_id):
     before = gym.registry.get("CartPole-v1")
     with pytest.raises(ValueError, match="env_id must be"):
@@ -205,10 +231,16 @@ def test_a_bad_number_of_texts_is_refused(n):
         sample_texts(writer(), "ppo_edu/Text-v0", n)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "NoSuchText-v0", None])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "NoSuchText-v0", None, ["ppo_edu/Text-v0"]])
 def test_samples_of_another_environment_are_refused(env_id):
     with pytest.raises(ValueError, match="env_id must name a TextEnv"):
         sample_texts(writer(), env_id, 3)
+
+
+def test_samples_of_a_policy_for_another_environment_are_refused():
+    register_text_env("Short-v0", len, **SMALL)
+    with pytest.raises(ValueError, match=r"^policy must take the environment's observations, of size 13, got one for size 325"):
+        sample_texts(writer(), "Short-v0", 3)
 
 
 def test_diversity_by_hand():

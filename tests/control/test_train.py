@@ -126,6 +126,12 @@ def test_a_bad_seed_is_refused(seed):
         run(seed=seed)
 
 
+@pytest.mark.parametrize("config", ["CartPole-v1", {"env_id": "CartPole-v1"}, PPOConfig])
+def test_a_config_that_is_none_is_refused(config):
+    with pytest.raises(ValueError, match=r"^config must be a PPOConfig or None, got "):
+        run(config)
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, None])
 def test_a_bad_checkpoint_interval_is_refused(every):
     with pytest.raises(ValueError, match="checkpoint_every must be an int of at least 1"):

@@ -133,16 +133,20 @@ def test_a_run_that_is_none_is_refused(run):
             lab.sick_run(run)
 
 
-@pytest.mark.parametrize("guess", ["healthy", "", "reward-minus-value", 3])
+@pytest.mark.parametrize("guess", ["healthy", "", "reward-minus-value", 3, ["ratio-detached"]])
 def test_an_unknown_guess_is_answered_with_the_list_of_suspects(guess):
     with pytest.raises(ValueError, match=r"^guess must be one of \[.*\], got " + re.escape(repr(guess))) as error:
         lab.diagnose(1, guess)
     assert all(name in str(error.value) for name in lab.SUSPECTS)
 
 
-def test_a_bad_seed_is_named():
+@pytest.mark.parametrize("seed", [-1, 0.0, False, [0]])
+def test_a_bad_seed_is_named_also_where_its_equal_was_trained_before(seed):
+    lab.sick_run(1, seed=0)
     with pytest.raises(ValueError, match="seed must be an int"):
-        lab.sick_run(1, seed=-1)
+        lab.sick_run(1, seed=seed)
+    with pytest.raises(ValueError, match="seed must be an int"):
+        lab.diagnose(1, "ratio-detached", seed=seed)
 
 
 @pytest.mark.verify

@@ -143,7 +143,7 @@ def test_a_function_without_the_necessary_parameters_is_reported():
     assert "A function is needed, got int 3" in repr(name_mistake(3, MINIBATCHES))
 
 
-@pytest.mark.parametrize("of", ["minibatches", "ppo_edu.control.ppo.train", None, never_shuffled])
+@pytest.mark.parametrize("of", ["minibatches", "ppo_edu.control.ppo.train", None, never_shuffled, [MINIBATCHES]])
 def test_a_function_without_known_mistakes_is_refused(of):
     with pytest.raises(ValueError, match=r"of must be one of .*ppo_edu\.control\.ppo\.minibatches.*, got "):
         name_mistake(never_shuffled, of)

@@ -48,6 +48,11 @@ def test_probability_of_improvement_is_mann_whitneys_u():
     assert both.estimate == pytest.approx(0.5)
 
 
+def test_tasks_may_be_the_rows_of_an_array():
+    ours, theirs = np.random.default_rng(0).normal(size=(2, 3, 5))
+    assert probability_of_improvement(ours, theirs, resamples=10) == probability_of_improvement([*ours], [*theirs], resamples=10)
+
+
 @pytest.mark.parametrize(("means", "spreads"), [((1, 1), (0.3, 0.1)), ((0, 1), (0.3, 0.3))], ids=["one mean", "two means"])
 def test_coverage_of_the_interquartile_mean(means, spreads):
     """Two normal tasks whose pool is symmetric, so its interquartile mean is its centre.
@@ -99,6 +104,9 @@ def test_runs_are_resampled_within_their_task():
         (lambda: normalized_auc([1, 2], [math.nan, math.nan], random=0.0, threshold=1.0, total_steps=2), "returns"),
         (lambda: steps_to_threshold([1, 2], [1.0, 2.0, 3.0], threshold=3.0), "returns"),
         (lambda: normalized_auc([2, 1], [1.0, 1.0], random=0.0, threshold=1.0, total_steps=2), "steps"),
+        (lambda: normalized_auc([1, math.nan], [1.0, 1.0], random=0.0, threshold=1.0, total_steps=2), "steps"),
+        (lambda: normalized_auc([1, 2], [1.0, 1.0], random=0.0, threshold=1.0, total_steps=math.nan), "steps"),
+        (lambda: normalized_auc([1, 2], [1.0, 1.0], random=0.0, threshold=math.nan, total_steps=2), "threshold"),
         (lambda: normalized_auc([1, 2], [1.0, 1.0], random=1.0, threshold=1.0, total_steps=2), "threshold"),
     ],
 )

@@ -118,7 +118,7 @@ def _reward_minus_value(transition, reward, pi, gamma):
     "advantage-is-reward-minus-weighted-reward",
     target="advantages",
     mistake="r - pi * r: a recipe from a table that circulates; it compares with nothing, and its mean under pi is not 0",
-    symptom="an action loses its advantage by becoming likely, and no action is ever blamed",
+    symptom="an action loses its advantage by becoming likely, and where rewards are positive no action is ever blamed",
     exposed_by="one state with two actions: the mean under pi must be 0",
 )
 def _reward_minus_weighted(transition, reward, pi, gamma):
@@ -141,7 +141,7 @@ def _against_the_best(transition, reward, pi, gamma):
     "advantage-against-the-plain-mean",
     target="advantages",
     mistake="Q minus its plain mean over the actions: the mean must be weighted by the policy",
-    symptom="right while the policy is uniform; later the likely action is praised for being itself",
+    symptom="right while the policy is uniform; later the mean under the policy is not 0, which adds noise but no bias",
     exposed_by="one state, a policy with probabilities 0.9 and 0.1",
 )
 def _against_the_plain_mean(transition, reward, pi, gamma):

@@ -62,7 +62,7 @@ def _one_over_probability(logits: Tensor, action: int) -> Tensor:
     "sigmoid-for-softmax",
     target="score",
     mistake="e_a minus the sigmoid of the logits: sigmoids of several logits do not sum to 1",
-    symptom="with two actions of opposite logits nothing is wrong; with more, the policy drifts without any reward",
+    symptom="right for two logits of 0 only; elsewhere the score's mean is not 0, and the policy drifts even where all rewards are equal",
     exposed_by="the entries of the score sum to 0",
 )
 def _sigmoid(logits: Tensor, action: int) -> Tensor:
@@ -89,7 +89,7 @@ def _powers(rewards: Tensor, gamma: float) -> Tensor:
     "rewards-so-far",
     target="reward_to_go",
     mistake="the sum run forwards: each step is credited with the rewards up to it, which it could no longer change",
-    symptom="no learning where the reward comes last; else an agent that repeats what it did after luck",
+    symptom="where the reward comes last, only the last action learns; else an agent that repeats what it did after luck",
     exposed_by="rewards 0, 0, 1: every step before the last must get some credit",
     discussed="https://github.com/PacktPublishing/Tensorflow-2-Reinforcement-Learning-Cookbook/issues/27",
 )
@@ -113,7 +113,7 @@ def _shifted(rewards: Tensor, gamma: float) -> Tensor:
     "whole-return-at-every-step",
     target="reward_to_go",
     mistake="the return of the whole episode at every step: the rewards before the action are in it",
-    symptom="unbiased once gamma^t is put right, but each step carries noise from its past",
+    symptom="unbiased for the episode's discounted return, but each step carries noise from its past",
     exposed_by="the last step's return is the last reward",
     discussed="https://github.com/udacity/deep-reinforcement-learning/issues/42",
 )

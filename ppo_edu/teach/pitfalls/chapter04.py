@@ -38,7 +38,7 @@ def _reward_as_cost(rewards, values, next_values, terminated, *, gamma):
     "residual-negated",
     target="td_residual",
     mistake="expected minus got: the residual with its sign reversed",
-    symptom="the return falls from the first update on: good surprises are punished",
+    symptom="good surprises are punished; a target of residual + value drives the critic away from the truth as well",
     exposed_by="a reward of 1 with values of 0",
 )
 def _negated(rewards, values, next_values, terminated, *, gamma):
@@ -49,7 +49,7 @@ def _negated(rewards, values, next_values, terminated, *, gamma):
     "target-for-residual",
     target="td_residual",
     mistake="the one-step target r + gamma V(s'): what was expected is not subtracted",
-    symptom="every action is pushed up where rewards are positive; the variance is that of no baseline",
+    symptom="the critic's target, residual + value, holds the value twice and climbs; the variance is that of no baseline",
     exposed_by="a state whose value is not 0",
 )
 def _target_only(rewards, values, next_values, terminated, *, gamma):

@@ -19,7 +19,7 @@ def _log_weights(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor | None) 
     "importance-weights-upside-down",
     target="effective_sample_size",
     mistake="the effective sample size of the weights old / new, the ratio upside down",
-    symptom="plausible numbers; they answer how much data of the *new* policy would say about the old one",
+    symptom="plausible numbers, ruled by the samples that the new policy has given up instead of those that it prefers",
     exposed_by="an action that the new policy prefers far more than the old one, and few times sampled",
 )
 def _weights_upside_down(log_probs: Tensor, old_log_probs: Tensor, *, mask: Tensor | None = None) -> Tensor:

@@ -48,7 +48,7 @@ def _bare_limit(clip_range: float, advantages: Tensor) -> Tensor:
     "limit-of-the-absolute-advantage",
     target="g_form",
     mistake="(1 + eps) |A|: where A is negative, that limit lies above everything and never acts",
-    symptom="bad actions die out within one update; good ones are held",
+    symptom="bad actions die out unchecked; good ones are held",
     exposed_by="A = -1 with eps = 0.2: the limit is -0.8, not 1.2",
 )
 def _absolute_limit(clip_range: float, advantages: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ pitfall(
     "value-clipped-as-a-ratio",
     target="value_clip",
     mistake="the value clipped to old value * (1 - c, 1 + c), as if it were a ratio: the clip range has the units of the return",
-    symptom="near 0 a value cannot move at all, and far from 0 nothing holds it",
+    symptom="near 0 a value can hardly move, and far from 0 hardly anything holds it",
     exposed_by="an old value of 0",
     discussed="https://github.com/hill-a/stable-baselines/issues/216",
 )(_value_variant(clip=_between_multiples))

@@ -26,7 +26,7 @@ def _forget_carried_done(terminated: Tensor, truncated: Tensor, carried_done: Te
     "last-step-masked-instead-of-reset-row",
     target="valid_rows",
     mistake="a mask that drops the last step of each episode and keeps the reset row after it",
-    symptom="the one reward or failure at the end is never learned from; explained variance stays low",
+    symptom="an episode's last action is never learned from, and a transition that never happened is; CartPole is learned all the same",
     exposed_by="the row where done is True must stay valid",
 )
 def _mask_the_done_row(terminated: Tensor, truncated: Tensor, carried_done: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _squared_correlation(values: Tensor, returns: Tensor, *, mask: Tensor | None
     "anneals-upwards",
     target="annealed",
     mistake="a schedule that rises from 0 instead of falling to it",
-    symptom="nothing moves at first, then updates grow until the policy falls apart at the end",
+    symptom="next to nothing moves at first, and the largest updates come last",
     exposed_by="the value before the first step is the initial one",
 )
 def _anneal_upwards(initial: float, env_steps: int, total_steps: int) -> float:
@@ -147,7 +147,7 @@ def _anneal_below_zero(initial: float, env_steps: int, total_steps: int) -> floa
     "integer-division",
     target="annealed",
     mistake="a schedule with integer division: it stays at the initial value until the very end",
-    symptom="no annealing at all; the last updates shake the policy",
+    symptom="no annealing at all; the last updates still take full steps",
     exposed_by="half of the steps gives half of the value",
 )
 def _integer_division(initial: float, env_steps: int, total_steps: int) -> float:

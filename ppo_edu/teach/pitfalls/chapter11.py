@@ -112,7 +112,7 @@ def _end_taken_for_padding(tokens: Tensor, eos: int) -> Tensor:
     "padding-after-the-end-kept",
     target="response_mask",
     mistake="a mask that is True everywhere",
-    symptom="losses and diagnostics are averaged over padding: the shorter the response, the smaller its weight in every number",
+    symptom="losses and diagnostics are averaged over padding: the shorter the responses, the less any number says of them",
     exposed_by="wider padding may change nothing",
 )
 def _everything_kept(tokens: Tensor, eos: int) -> Tensor:

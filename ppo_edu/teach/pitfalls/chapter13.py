@@ -89,7 +89,7 @@ def _kl_absolute(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask:
     "kl-penalty-without-coefficient",
     target="token_rewards",
     mistake="rewards whose penalty ignores kl_coef",
-    symptom="the KL stays near 0 whatever the setting, and so does the reward",
+    symptom="the KL stays near 0 whatever the setting, and the score hardly rises",
     exposed_by="kl_coef 0 leaves the score alone",
 )
 def _kl_without_coefficient(scores: Tensor, log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
@@ -247,7 +247,7 @@ pitfall(
     "kl-loss-per-token",
     target="kl_loss",
     mistake="k2 of each token by itself: a token no longer answers for the KL of the tokens after it",
-    symptom="the policy takes first tokens that lead where the reference is left more cheaply or more dearly than it counts",
+    symptom="the policy chooses its first tokens without counting how far the text after them strays from the reference",
     exposed_by="a response of two tokens",
 )
 def _kl_per_token(log_probs: Tensor, old_log_probs: Tensor, ref_log_probs: Tensor, mask: Tensor, *, kind: str = "k2") -> Tensor:

@@ -218,7 +218,7 @@ def _weight_without_a_cap(
     "mismatch-counted-twice",
     target="truncated_surrogate",
     mistake="a loss with ratios to the sampler and the weight besides, so that the mismatch enters twice",
-    symptom="worse than no correction at all",
+    symptom="what counted too little without the weight counts too much with it",
     exposed_by="a policy that has not moved",
 )
 def _mismatch_counted_twice(

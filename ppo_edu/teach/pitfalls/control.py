@@ -55,7 +55,7 @@ def _without_softmax(self, observations):
     "sigmoid-for-a-distribution",
     target="ppo_edu.control.networks.CategoricalPolicy.distribution",
     mistake="a sigmoid of each output by itself: the numbers do not sum to 1, and a library that divides by their sum hides it",
-    symptom="two actions that both score high are never told apart",
+    symptom="two actions that both score high are hardly told apart; CartPole is learned all the same",
     exposed_by="the probabilities against a softmax of the outputs",
 )
 def _sigmoids(self, observations):
@@ -66,7 +66,7 @@ def _sigmoids(self, observations):
     "values-with-an-axis-too-many",
     target="ppo_edu.control.networks.Policy.value",
     mistake="values of shape [B, 1] where [B] is meant: subtracted from returns [B] they broadcast to [B, B]",
-    symptom="no error; the critic learns the mean return of the batch for every state and explained variance stays at 0",
+    symptom="where no shape is checked, one value is learned for all states and explained variance stays at 0; here GAE raises an error",
     exposed_by="the shape of the values",
     discussed="https://github.com/RLinf/RLinf/issues/1568",
 )
@@ -106,7 +106,7 @@ def _carried_end_forgotten(self, policy, num_steps):
     "ends-one-row-late",
     target="ppo_edu.control.rollout.Collector.collect",
     mistake="flags that say of each row whether the episode ended *before* it, read as if they said whether it ended there",
-    symptom="each end is charged to the first row of the next episode, and the last row of this one bootstraps what is not there",
+    symptom="the end is charged to the row after it; lambda carries most of it back, so that CartPole is learned all the same",
     exposed_by="an environment whose episodes are known beforehand",
     discussed="https://github.com/hill-a/stable-baselines/issues/385",
 )
@@ -120,7 +120,7 @@ def _flags_late(self, policy, num_steps):
     "value-of-the-reset-observation",
     target="ppo_edu.control.rollout.Collector.collect",
     mistake="the value of the *next* episode's first observation where that of this one's final observation belongs",
-    symptom="states before a time limit are valued like first states; the more truncations, the worse",
+    symptom="states before a time limit are valued like first states: explained variance stays low on Pendulum, hardly a trace on CartPole",
     exposed_by="a critic that tells every observation from every other",
     discussed="https://github.com/openai/gym/issues/3177",
 )
@@ -149,7 +149,7 @@ def _observation_after(self, policy, num_steps):
     "reset-rows-trained-on",
     target="ppo_edu.control.ppo.make_batch",
     mistake="a batch with the reset rows in it: transitions that never happened, whose action was ignored",
-    symptom="most harm while episodes are short; nothing visible in the losses",
+    symptom="on CartPole the value loss falls more slowly and the return rises later; nothing stands out",
     exposed_by="garbage in the reset rows may change nothing",
     discussed="https://github.com/Denys88/rl_games/pull/362",
 )
@@ -204,7 +204,7 @@ def _reward_as_target(rollout, config, advantage_fn):
     "minibatch-of-one",
     target="ppo_edu.control.ppo.minibatches",
     mistake="an optimiser step after every single row",
-    symptom="noise; and where each minibatch normalises its own advantages, NaN, since one number has no spread",
+    symptom="so many noisy steps that updates go too far; NaN where each normalises its own advantages, as one number has no spread",
     exposed_by="the sizes of the minibatches",
     discussed="https://github.com/DLR-RM/stable-baselines3/issues/265",
 )
@@ -281,7 +281,7 @@ def _optimizer_anew(state, rollout, config, remaining, advantage_fn, policy_loss
     "model-anew-at-each-update",
     target="ppo_edu.control.ppo.improve",
     mistake="an update of a network that is made inside the loop: what was learned before is gone",
-    symptom="the return stays where it started, however long the run",
+    symptom="the return never gets beyond what one update can teach, and the first ratios of an update are not 1",
     exposed_by="learning rate 0 must leave the weights as they are",
 )
 def _model_anew(state, rollout, config, remaining, advantage_fn, policy_loss_fn):
@@ -295,7 +295,7 @@ def _model_anew(state, rollout, config, remaining, advantage_fn, policy_loss_fn)
     "gradients-pile-up",
     target="ppo_edu.control.ppo.improve",
     mistake="an update without zero_grad: each step goes along the sum of all gradients so far",
-    symptom="the gradient norm grows from step to step; clipping hides it, and the direction is that of old data",
+    symptom="the gradient norm grows and the policy collapses; with max_grad_norm next to nothing, as the pile is cut at each step",
     exposed_by="at learning rate 0 the gradient norm must not grow with the number of epochs",
     discussed="https://github.com/pytorch/pytorch/issues/47175",
 )
@@ -311,7 +311,7 @@ def _no_zero_grad(state, rollout, config, remaining, advantage_fn, policy_loss_f
     "gradient-never-clipped",
     target="ppo_edu.control.ppo.improve",
     mistake="an update that ignores max_grad_norm (as one does that clips after the optimiser's step)",
-    symptom="single steps far too long; the run is fine until a batch is odd",
+    symptom="next to nothing with Adam, whose step does not grow with the gradient; without it, one odd batch makes a huge step",
     exposed_by="the length of one step of plain gradient descent",
 )
 def _never_clipped(state, rollout, config, remaining, advantage_fn, policy_loss_fn):
@@ -337,7 +337,7 @@ def _per_component(self, observations):
     "density-of-the-clipped-action",
     target="ppo_edu.control.rollout.Collector.collect",
     mistake="a rollout that stores the action as the environment got it, clipped to its box, and the density there",
-    symptom="no convergence where the policy leans on the edge of the box: the density of an edge is not its probability",
+    symptom="updates go too far where the policy leans on the edge of the box: the density of an edge is not its probability",
     exposed_by="the stored actions against those that were sampled",
     discussed="https://github.com/thu-ml/tianshou/issues/312",
 )
@@ -366,7 +366,7 @@ def _without_jacobian(self, u):
     "jacobian-rounds-to-zero",
     target="ppo_edu.control.networks.log_tanh_derivative",
     mistake="log(1 - tanh(u)^2) as it is written: from u = 9 on the bracket rounds to 0 and its logarithm is minus infinity",
-    symptom="all is well until one action saturates; then NaN",
+    symptom="NaN once an action saturates; here in the first update, since the entropy is computed from such actions too",
     exposed_by="u = 20, where the right answer is near -38.6",
     discussed="https://github.com/didriknielsen/survae_flows/pull/12",
 )
@@ -378,7 +378,7 @@ def _rounding_jacobian(u):
     "statistics-moved-before-the-update",
     target="ppo_edu.control.ppo.improve",
     mistake="running statistics of the observations that take in a rollout before it is learned from: another policy acted",
-    symptom="the first ratios of each update are not 1, most of all early in the run",
+    symptom="the first ratios of each update are not 1; the return does not show it",
     exposed_by="with normalised observations, every ratio of an update's first minibatch is 1",
 )
 def _statistics_first(state, rollout, config, remaining, advantage_fn, policy_loss_fn):
@@ -416,7 +416,7 @@ def _rewards_centred(self, rewards, done, valid):
     "yardstick-runs-over-the-end",
     target="ppo_edu.control.normalization.RewardNormalizer.forward",
     mistake="a discounted sum for the scale of the rewards that is not set back at the end of an episode",
-    symptom="rewards scaled down too far, and the more so the shorter the episodes",
+    symptom="the scale is that of one endless episode: on CartPole rewards come out too small at first and too large in the end",
     exposed_by="the scale against the returns of each episode by itself",
     discussed="https://github.com/openai/baselines/issues/538",
 )

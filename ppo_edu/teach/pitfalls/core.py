@@ -155,7 +155,7 @@ def _reward_minus_value(rewards, values, next_values, terminated, truncated, *, 
     "value-sign-reversed",
     target="gae",
     mistake="GAE from residuals of the wrong sign, V(s) + gamma V(s') - r: reward enters as a cost",
-    symptom="values feed on themselves and grow without bound, and the policy avoids reward",
+    symptom="values feed on themselves and run off without bound, and the policy avoids reward",
     exposed_by="a reward of 1 with values of 0",
 )
 def _value_sign_reversed(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -167,7 +167,7 @@ def _value_sign_reversed(rewards, values, next_values, terminated, truncated, *,
     "lambda-return-for-advantage",
     target="gae",
     mistake="the lambda-return: V(s) was not subtracted in the end (or was added to the advantages)",
-    symptom="every sampled action is pushed up where rewards are positive; the variance is that of no baseline",
+    symptom="the target, advantages + values, holds the value twice: values climb beyond any return; the variance is that of no baseline",
     exposed_by="a state whose value is not 0",
 )
 def _lambda_return(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -191,8 +191,8 @@ def _product(rewards, values, next_values, terminated, truncated, *, gamma, lam)
     "changes-next-values-in-place",
     target="gae",
     mistake="GAE that writes into the caller's `next_values`: right this time, but the data is changed for whoever uses it next",
-    symptom="the same rollout gives other numbers the second time",
-    exposed_by="call twice, and compare the arguments before and after",
+    symptom="nothing until something else reads `next_values`, and finds 0 at terminal states",
+    exposed_by="the arguments before and after the call",
 )
 def _in_place(rewards, values, next_values, terminated, truncated, *, gamma, lam):
     next_values[terminated] = 0.0
@@ -203,7 +203,7 @@ def _in_place(rewards, values, next_values, terminated, truncated, *, gamma, lam
     "bootstraps-from-the-reset-state",
     target="gae",
     mistake="GAE with values[t + 1] in place of next_values[t]: after a truncation that is the value of another episode's first state",
-    symptom="the last states of cut episodes are valued like first states",
+    symptom="nothing where a reset has a row of its own, as in Gymnasium; else the last states of cut episodes are valued like first ones",
     exposed_by="a truncation in the middle of the rollout",
 )
 def _values_shifted(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -242,7 +242,7 @@ def _terminal_last_row(rewards, values, next_values, terminated, truncated, *, g
     "advantages-carry-gradient",
     target="ppo_edu.core.advantages.gae",
     mistake="the right advantages with the values' graph still attached: what is computed from them moves the critic",
-    symptom="returns = advantages + values moves with the values, so that the critic's gradient cancels and it never learns",
+    symptom="nothing where values are stored without a graph, as here; else the policy's loss trains the critic, whose target moves along",
     exposed_by="the gradient with respect to the values must be 0",
 )
 def _attached(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -335,7 +335,7 @@ def _returns_cross(rewards, terminated, truncated, *, gamma, bootstrap=None):
     "discounted-from-the-first-row",
     target="discounted_return",
     mistake="rewards discounted from the first row of the rollout (gamma^t r_t summed), not from the step that asks",
-    symptom="late steps hardly count; learning stops in long episodes",
+    symptom="the later a row in the rollout, the less it counts and the lower its target",
     exposed_by="the last row's return is its own reward",
 )
 def _discounted_from_the_start(rewards, terminated, truncated, *, gamma, bootstrap=None):
@@ -441,7 +441,7 @@ def _over_the_end(rewards, next_values, terminated, truncated, *, gamma, n):
     "advantage-for-lambda-return",
     target="ppo_edu.core.returns.lambda_return",
     mistake="the advantage where its sum with the value is asked for: the critic's target is how wrong it was",
-    symptom="the critic settles near half of the truth",
+    symptom="the critic settles far too low: at half of the truth with lambda 1 and whole episodes, lower with a smaller lambda",
     exposed_by="one row whose value is not 0",
 )
 def _advantage_as_target(rewards, values, next_values, terminated, truncated, *, gamma, lam):
@@ -467,7 +467,7 @@ def _policy_gradient_sign(log_probs, advantages, *, mask=None):
     "advantages-not-detached",
     target="policy_gradient",
     mistake="the right loss with the advantages still attached: the policy's loss trains the critic, too",
-    symptom="values move to please the policy instead of to predict returns; explained variance stays low",
+    symptom="values settle too high, by the policy's entropy over value_coef; explained variance hardly notices",
     exposed_by="the gradient with respect to the advantages must be 0",
     discussed="https://github.com/astariul/encode-attend-navigate-pytorch/issues/2",
 )
@@ -480,7 +480,7 @@ def _policy_gradient_attached(log_probs, advantages, *, mask=None):
     "sum-over-samples",
     target="policy_gradient",
     mistake="the sum over the samples instead of the mean",
-    symptom="the step grows with the batch: a learning rate fits one batch size only",
+    symptom="the gradient grows with the batch: with plain gradient descent a learning rate fits one batch size only",
     exposed_by="two equal samples must give the loss of one",
 )
 def _policy_gradient_sum(log_probs, advantages, *, mask=None):
@@ -504,7 +504,7 @@ def _policy_gradient_probability(log_probs, advantages, *, mask=None):
     "advantages-squared",
     target="policy_gradient",
     mistake="a loss with the squared advantage: its sign is lost, and every sampled action is pushed up",
-    symptom="the policy grows certain of whatever it happened to do",
+    symptom="the policy moves towards surprises, good and bad alike, and the return does not rise",
     exposed_by="one action with a negative advantage: its log-probability must fall",
 )
 def _policy_gradient_squared(log_probs, advantages, *, mask=None):
@@ -516,7 +516,7 @@ def _policy_gradient_squared(log_probs, advantages, *, mask=None):
     "loss-squared",
     target="policy_gradient",
     mistake="the mean of the squared products, (log pi * A)^2: the sign of the advantage is lost",
-    symptom="every sampled action is pushed up towards probability 1",
+    symptom="every sampled action is pushed up, a rare one most: the policy stays near uniform and learns nothing",
     exposed_by="the sign of the gradient for A = 1 and for A = -1",
 )
 def _policy_gradient_loss_squared(log_probs, advantages, *, mask=None):
@@ -640,7 +640,7 @@ pitfall(
     "mean-advantage-outside-the-min",
     target="clipped_surrogate",
     mistake="the mean advantage times min(ratio, clipped ratio): all samples get one and the same credit",
-    symptom="no learning; with normalised advantages exactly none",
+    symptom="little learning, since normalised advantages have a mean near 0; none where each minibatch normalises its own",
     exposed_by="two samples with advantages of different size",
 )(_clipped_variant(lambda ratio, clipped, A: torch.minimum(ratio, clipped) * A.mean()))
 
@@ -648,7 +648,7 @@ pitfall(
     "unclipped-surrogate",
     target="clipped_surrogate",
     mistake="the surrogate without a clip: ratio * A",
-    symptom="several epochs on one batch move the policy without bound, and it collapses",
+    symptom="several epochs on one batch carry the policy far away, and its entropy collapses",
     exposed_by="ratio 1.5 with A = 1: no gradient may be left",
 )(_clipped_variant(lambda ratio, clipped, A: ratio * A))
 
@@ -657,8 +657,8 @@ pitfall(
     "clip-on-the-advantage",
     target="clipped_surrogate",
     mistake="a clip on the advantage, min(ratio * A, ratio * clip(A)): the clip belongs on the ratio",
-    symptom="nothing holds the ratio; large advantages lose their size",
-    exposed_by="an advantage of -1 with a ratio of 1",
+    symptom="nothing holds the ratio; large positive advantages lose their size",
+    exposed_by="an advantage of 2 with a ratio of 1",
 )
 def _clip_on_the_advantage(log_probs, old_log_probs, advantages, *, clip_range, mask=None):
     log_probs, old_log_probs, advantages = kept(mask, log_probs, old_log_probs, advantages)
@@ -737,7 +737,7 @@ def _ratio_without_exp(log_probs, old_log_probs, advantages, *, clip_range, mask
     "ratio-of-log-probabilities",
     target="clipped_surrogate",
     mistake="the clipped surrogate with the log-probabilities divided by each other: the ratio is that of the probabilities",
-    symptom="right at the first step, where it is 1, then the wrong way round: log-probabilities are negative",
+    symptom="every first ratio is 1, and the gradient points the wrong way: the return falls; NaN once a log-probability rounds to 0",
     exposed_by="the sign of the gradient at a ratio of 1",
 )
 def _ratio_of_log_probabilities(log_probs, old_log_probs, advantages, *, clip_range, mask=None):
@@ -750,7 +750,7 @@ def _ratio_of_log_probabilities(log_probs, old_log_probs, advantages, *, clip_ra
     "clipped-advantages-not-detached",
     target="clipped_surrogate",
     mistake="the right loss with the advantages still attached: the policy's loss trains the critic, too",
-    symptom="values move to please the policy instead of to predict returns",
+    symptom="values settle too low, by about 1 / value_coef, so that all actions look good; explained variance hardly notices",
     exposed_by="the gradient with respect to the advantages must be 0",
 )
 def _clipped_attached(log_probs, old_log_probs, advantages, *, clip_range, mask=None):
@@ -776,7 +776,7 @@ def _old_attached(log_probs, old_log_probs, advantages, *, clip_range, mask=None
     "clipped-sum-over-samples",
     target="clipped_surrogate",
     mistake="the sum over the samples instead of the mean",
-    symptom="the step grows with the minibatch",
+    symptom="the gradient grows with the minibatch; Adam and a clipped norm hide most of it",
     exposed_by="a minibatch of two",
 )
 def _clipped_sum(log_probs, old_log_probs, advantages, *, clip_range, mask=None):
@@ -1004,7 +1004,7 @@ def _population_variance(x, mask=None):
     "approximate-kl-sign",
     target="ppo_edu.core.diagnostics.approx_kl",
     mistake="the estimate with the log-ratio turned round, log pi - log pi_old, although the old policy sampled",
-    symptom="k1 comes out negative on average and k3 off; a target_kl that never stops anything",
+    symptom="k1 comes out negative on average, and a target_kl never stops anything; k3 is off by little and still stops",
     exposed_by="its mean over samples of the old policy against the exact KL(old || new)",
     discussed="https://github.com/huggingface/trl/pull/168",
 )
@@ -1017,7 +1017,7 @@ def _approximate_kl_sign(log_probs, old_log_probs, *, kind="k3", mask=None):
     "clip-fraction-above-only",
     target="ppo_edu.core.diagnostics.clip_fraction",
     mistake="the share of ratios above 1 + eps: those below 1 - eps are not counted",
-    symptom="about half of what published codes report at the same settings",
+    symptom="half of what published codes report at the same settings, or less",
     exposed_by="a ratio of 0.5",
 )
 def _clip_fraction_above(log_probs, old_log_probs, *, clip_range, mask=None):

@@ -136,7 +136,7 @@ def _first_token_out(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     "sigmoid-over-the-vocabulary",
     target="ppo_edu.lm.models.token_log_probs",
     mistake="the log of a sigmoid of each token's own logit: over the vocabulary these probabilities do not sum to 1",
-    symptom="sampled tokens rise and no other falls: logits grow without bound",
+    symptom="a sampled token rises or falls by itself: no other gives way when it rises",
     exposed_by="the probabilities of all responses sum to 1",
 )
 def _sigmoids(logits: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
