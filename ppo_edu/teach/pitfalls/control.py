@@ -355,7 +355,7 @@ def _clipped_action(self, policy, num_steps):
     "tanh-without-its-jacobian",
     target="ppo_edu.control.networks.SquashedNormal.log_prob",
     mistake="the log-density of the Gaussian for that of its tanh: the logarithm of the Jacobian is missing",
-    symptom="none in PPO's ratio, where it cancels; a wrong entropy bonus, and wrong log-probabilities in the log",
+    symptom="none in PPO's ratio, where it cancels; wrong wherever a log-probability stands alone, as in a sampled entropy",
     exposed_by="the density must integrate to 1 over the box",
 )
 def _without_jacobian(self, u):
