@@ -14,8 +14,6 @@ from benchmarks.metadata import now
 from ppo_edu.lm import LMPPOConfig, PolicyWithValue, ppo
 from ppo_edu.runs import Row, Run
 
-PHASES = ("generation", "scoring", "update")
-
 
 def make_policy(workload: Workload) -> tuple[PolicyWithValue, PreTrainedTokenizerBase, list[str]]:
     """A fresh policy with a value head on its trunk, on the workload's device; its tokenizer and prompts."""

@@ -49,7 +49,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.lm_workload import PHASES, SIZES, Workload, parameter_count, save_workload
+from benchmarks.lm_workload import PHASES, SIZES, TIMED, Workload, parameter_count, save_workload
 from benchmarks.metadata import machine_metadata
 from benchmarks.report import store
 from benchmarks.sides import add_interpreters, interpreters, run_program
@@ -81,12 +81,12 @@ def summarise(runs: dict[str, list[Run]], workload: Workload) -> dict[str, dict[
     tokens = {"total": new, "generation": new, "scoring": whole, "update": workload.epochs * whole}
     summary = {}
     for side, rounds in runs.items():
-        phases = rounds[0]["updates"][0].keys() & {*PHASES, "garbage_collection"}
+        phases = rounds[0]["updates"][0].keys() & {*TIMED, "garbage_collection"}
         medians = {phase: seconds(rounds, phase) for phase in sorted(phases)}
         summary[side] = {
             "updates": sum(len(run["updates"][WARM_UP:]) for run in rounds),
             "seconds": medians,
-            "tokens_per_second": {phase: tokens[phase] / medians[phase] for phase in PHASES},
+            "tokens_per_second": {phase: tokens[phase] / medians[phase] for phase in TIMED},
             "memory_peak_mib": max(run["memory_peak_mib"] for run in rounds),
             "memory_added_mib": max(run["memory_peak_mib"] - run["memory_before_mib"] for run in rounds),
         }
@@ -129,7 +129,7 @@ def readme_table(result: dict[str, Any]) -> str:
         s = row["seconds"]
         shares = [f"{s['total'] / summary[peer]['seconds']['total']:.2f}" if peer in summary else "–" for peer in PEERS]
         lines.append(
-            f"| {names[side]} | {_shown(s['total'])} | {' | '.join(shares)} | {' | '.join(_shown(s[phase]) for phase in PHASES[1:])} | "
+            f"| {names[side]} | {_shown(s['total'])} | {' | '.join(shares)} | {' | '.join(_shown(s[phase]) for phase in PHASES)} | "
             f"{row['tokens_per_second']['total']:,.0f} | {row['memory_peak_mib']:,.0f} MiB |"
         )
     meta = result["metadata"]
@@ -178,7 +178,7 @@ def main() -> None:
             for side, python in pythons.items():
                 options = ("--workload", folder, "--updates", str(args.updates))
                 runs[side].append(run_program(side, python, PROGRAMS[side], *options, one_thread=args.device == "cpu"))
-                parts = ", ".join(f"{phase} {seconds(runs[side][-1:], phase):.3f}" for phase in PHASES)
+                parts = ", ".join(f"{phase} {seconds(runs[side][-1:], phase):.3f}" for phase in TIMED)
                 print(f"round {turn} {side:15} seconds per update: {parts}", flush=True)
     chosen = f"--device {args.device} --size {args.size} --rounds {args.rounds} --updates {args.updates}"
     result = {

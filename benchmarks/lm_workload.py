@@ -19,7 +19,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 PAD, EOS = "<pad>", "<eos>"  # words 0 and 1
 REWARDED = "w05"  # the reward is the share of this word in the response
-PHASES = ("total", "generation", "scoring", "update")  # what each side times
+PHASES = ("generation", "scoring", "update")
+TIMED = ("total", *PHASES)  # what each side times
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config
 
-from benchmarks.lm_setup import PHASES, Training, add_device_option, make_policy, ppo_config, prepare
-from benchmarks.lm_workload import SIZES, Workload
+from benchmarks.lm_setup import Training, add_device_option, make_policy, ppo_config, prepare
+from benchmarks.lm_workload import PHASES, SIZES, Workload
 from benchmarks.metadata import machine_metadata, now
 from benchmarks.report import data_path, write_json
 from ppo_edu.lm import GPU_SETTINGS, Decoder, LMPPOConfig, generate, memory_estimate

@@ -42,8 +42,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.lm_setup import PHASES, Training, add_device_option, make_policy, ppo_config, prepare
-from benchmarks.lm_workload import EOS, SIZES, Workload
+from benchmarks.lm_setup import Training, add_device_option, make_policy, ppo_config, prepare
+from benchmarks.lm_workload import EOS, PHASES, SIZES, Workload
 from benchmarks.metadata import machine_metadata
 from benchmarks.report import data_path, write_json
 from ppo_edu.lm import GPU_SETTINGS, PolicyWithValue, memory_estimate

@@ -28,7 +28,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.lm_workload import WordShare, load_workload, main
 from benchmarks.metadata import peak_memory_mib, versions
-from benchmarks.peers.trl_clock import Clock
+from benchmarks.peers.trl_shared import Clock, training_arguments
 
 GROUP = 8  # responses to each prompt, trl's default
 
@@ -41,7 +41,7 @@ def run(folder: Path, updates: int) -> dict:
     clock, reward_fn = Clock(work.device, steps), WordShare()
     with tempfile.TemporaryDirectory() as output:
         config = GRPOConfig(
-            output_dir=output,
+            **training_arguments(work, output),
             per_device_train_batch_size=work.sequences // work.minibatches,
             steps_per_generation=work.minibatches,
             num_iterations=work.epochs,
@@ -49,19 +49,9 @@ def run(folder: Path, updates: int) -> dict:
             max_steps=steps * updates,
             max_completion_length=work.new_tokens,
             temperature=work.temperature,
-            learning_rate=work.learning_rate,
-            lr_scheduler_type="constant",
             beta=work.kl_coef,
             epsilon=work.clip_range,
-            gradient_checkpointing=False,
-            bf16=work.device == "cuda",
-            use_cpu=work.device == "cpu",
-            save_strategy="no",
-            eval_strategy="no",
             logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=work.seed,
         )
         trainer = GRPOTrainer(
             model=GPT2LMHeadModel.from_pretrained(folder),  # the reference is loaded from the same folder

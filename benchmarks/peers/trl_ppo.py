@@ -28,7 +28,7 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from benchmarks.lm_workload import REWARDED, load_workload, main
 from benchmarks.metadata import peak_memory_mib, versions
-from benchmarks.peers.trl_clock import Clock
+from benchmarks.peers.trl_shared import Clock, training_arguments
 
 
 class WordShare(torch.nn.Module):
@@ -64,7 +64,7 @@ def run(folder: Path, updates: int) -> dict:
     clock = Clock(work.device)
     with tempfile.TemporaryDirectory() as output:
         config = PPOConfig(
-            output_dir=output,
+            **training_arguments(work, output),
             per_device_train_batch_size=work.sequences,
             gradient_accumulation_steps=1,
             num_mini_batches=work.minibatches,
@@ -73,8 +73,6 @@ def run(folder: Path, updates: int) -> dict:
             response_length=work.new_tokens,
             local_rollout_forward_batch_size=work.sequences,
             temperature=work.temperature,
-            learning_rate=work.learning_rate,
-            lr_scheduler_type="constant",
             kl_coef=work.kl_coef,
             cliprange=work.clip_range,
             cliprange_value=work.value_clip_range,
@@ -83,14 +81,6 @@ def run(folder: Path, updates: int) -> dict:
             lam=work.lam,
             missing_eos_penalty=None,
             num_sample_generations=0,
-            gradient_checkpointing=False,
-            bf16=work.device == "cuda",
-            use_cpu=work.device == "cpu",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=work.seed,
         )
         trainer = PPOTrainer(
             args=config,

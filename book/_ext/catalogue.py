@@ -11,12 +11,13 @@ from sphinx.application import Sphinx
 from ppo_edu.teach.pitfalls import PITFALLS, Pitfall
 
 PAGE, PLACE = "catalogue-of-mistakes", "<!-- catalogue -->"
+EXERCISES = "Functions of exercises"
 PARTS = {"core": "The mathematics", "control": "The trainer", "lm": "Language models", "teach": "Exact methods"}
 
 
 def part(entry: Pitfall) -> str:
     """The heading that an entry stands under."""
-    return PARTS[entry.replaces.split(".")[1]] if entry.replaces else "Functions of exercises"
+    return PARTS[entry.replaces.split(".")[1]] if entry.replaces else EXERCISES
 
 
 def function(entry: Pitfall) -> str:
@@ -45,7 +46,7 @@ def described(entry: Pitfall) -> Iterator[str]:
 
 def catalogue() -> str:
     """All entries as Markdown: those of the package by module, then those of exercises by chapter."""
-    order = [*PARTS.values(), "Functions of exercises"]
+    order = [*PARTS.values(), EXERCISES]
     entries = sorted(PITFALLS.values(), key=lambda x: (order.index(part(x)), x.replaces or x.wrong.__module__, x.target))
     lines = []
     for heading, group in groupby(entries, part):

@@ -3,6 +3,7 @@
 Each probe isolates one part. A trainer that fails an early one is broken there, whatever happens in the later ones.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ STEPS = 6_000  # per probe
 TOLERANCE = 0.15  # of a value; the mistakes move values by 0.3 and more
 
 
-class ProbeEnv(gym.Env):
+class ProbeEnv(gym.Env, ABC):
     """One number to see, two actions. Subclasses say what happens."""
 
     observation_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -41,9 +42,9 @@ class ProbeEnv(gym.Env):
         """What an episode begins with."""
         return 0.0
 
+    @abstractmethod
     def outcome(self, action: int) -> tuple[float, bool]:
         """Reward, and whether the episode ends. May change `observation`."""
-        raise NotImplementedError
 
     def _seen(self) -> np.ndarray:
         return np.array([self.observation], dtype=np.float32)
@@ -174,8 +175,15 @@ def probe(config: PPOConfig | None = None, *, seed: int = 0, train_fn: TrainFn =
     """
     if config is not None and not isinstance(config, PPOConfig):
         raise ValueError(f"config must be a PPOConfig or None, got {describe(config)}")
-    config = replace(config or PPOConfig(), gamma=GAMMA, total_steps=STEPS, anneal_learning_rate=False, anneal_clip_range=False)
-    config = replace(config, normalize_rewards=False, squash_actions=False)
+    config = replace(
+        config or PPOConfig(),
+        total_steps=STEPS,
+        gamma=GAMMA,
+        anneal_learning_rate=False,
+        anneal_clip_range=False,
+        normalize_rewards=False,
+        squash_actions=False,
+    )
     ConstantReward.actions.clear()
     try:
         results = {

@@ -282,19 +282,19 @@ class Question:
 CHART = (
     Question(
         "Does the KL stay at 0, and the entropy where it began?",
-        (Sign("approx_kl", "whole", high=1e-9), Sign("entropy", "whole", low=0.69)),
+        SUSPECTS["ratio-detached"].signs,
         "No gradient reaches the actor: detach, no_grad, the optimiser's parameters",
         ("ratio-detached",),
     ),
     Question(
         "Does the entropy collapse at once, and the return fall below chance?",
-        (Sign("entropy", "early", high=0.003), Sign("episode_return", "early", high=15)),
+        SUSPECTS["clipped-sign"].signs,
         "A sign in the policy loss: good actions become rarer",
         ("clipped-sign",),
     ),
     Question(
         "Do updates move 0.3 nats and more, while the policy loss is 0 to rounding?",
-        (Sign("approx_kl", "early", low=0.3), Sign("policy_loss", "early", low=-1e-3, high=1e-3)),
+        SUSPECTS["old-log-probs-from-the-new-policy"].signs,
         "The ratio is always 1: where do the old log-probabilities come from?",
         ("old-log-probs-from-the-new-policy",),
     ),
@@ -318,7 +318,7 @@ CHART = (
     ),
     Question(
         "Does the value loss stay at one half, whatever the return does?",
-        tuple(Sign("value_loss", name, low=0.4, high=0.6) for name in ("early", "middle", "late")),
+        SUSPECTS["targets-from-whitened-advantages"].signs,
         "The target was whitened: compute returns before",
         ("targets-from-whitened-advantages",),
     ),
@@ -336,10 +336,7 @@ CHART = (
     ),
     Question(
         "Does the value loss jump up when episodes reach the time limit?",
-        (
-            Sign("value_loss", "second half", low=15, quantile=0.75),
-            Sign("episode_return", "second half", low=480, quantile=0.9),
-        ),
+        SUSPECTS["truncation-as-termination"].signs,
         "Truncation is taken for termination",
         ("truncation-as-termination",),
     ),

@@ -12,8 +12,8 @@ from transformers import GPT2LMHeadModel
 
 from benchmarks import lm_ppo_edu, lm_workload
 from benchmarks.lm_vs_peers import NAME, OURS, PEERS, PROGRAMS, ratios, readme_table, summarise
-from benchmarks.lm_workload import PHASES, REWARDED, SIZES, WordShare, Workload, load_workload, parameter_count, save_workload
-from benchmarks.peers import plain_loop, trl_clock
+from benchmarks.lm_workload import PHASES, REWARDED, SIZES, TIMED, WordShare, Workload, load_workload, parameter_count, save_workload
+from benchmarks.peers import plain_loop, trl_shared
 from ppo_edu.core import gae
 from ppo_edu.teach import load_result
 
@@ -159,8 +159,8 @@ def test_a_side_reports_seconds_by_phase_and_memory(folder, run):
     printed = run(folder, 2)
     assert len(printed["updates"]) == 2
     for update in printed["updates"]:
-        assert all(update[phase] > 0 for phase in PHASES)
-        assert sum(update[phase] for phase in PHASES[1:]) <= update["total"] + 1e-6
+        assert all(update[phase] > 0 for phase in TIMED)
+        assert sum(update[phase] for phase in PHASES) <= update["total"] + 1e-6
     assert 0 < printed["memory_before_mib"] <= printed["memory_peak_mib"]
     assert printed["versions"]["torch"] == torch.__version__
 
@@ -195,13 +195,13 @@ def test_a_program_prints_what_its_run_returned(folder, capsys):
 
 def test_the_clock_of_trl_divides_an_update_into_phases(monkeypatch):
     hand = SimpleNamespace(time=0.0)
-    monkeypatch.setattr(trl_clock, "now", lambda device: hand.time)
+    monkeypatch.setattr(trl_shared, "now", lambda device: hand.time)
 
     def work(seconds):
         hand.time += seconds
         return seconds
 
-    clock = trl_clock.Clock("cpu", steps=2)
+    clock = trl_shared.Clock("cpu", steps=2)
     monkeypatch.setattr(gc, "callbacks", [x for x in gc.callbacks if x != clock._on_collection])  # counted by hand below
     generate = clock.stamped(work, before="generate", after="generated")
     score = clock.stamped(work, after="update")
@@ -214,11 +214,11 @@ def test_the_clock_of_trl_divides_an_update_into_phases(monkeypatch):
             work(8.0 * update)
             clock.on_step_end(None, SimpleNamespace(global_step=step), None)
     expected = [{"total": 7.0 + 16.0 * update, "generation": 2.0, "scoring": 4.0, "update": 16.0 * update} for update in (1, 2)]
-    assert [{phase: row[phase] for phase in PHASES} for row in clock.rows] == expected
+    assert [{phase: row[phase] for phase in TIMED} for row in clock.rows] == expected
 
 
 def test_the_clock_of_trl_counts_full_garbage_collections_alone():
-    clock = trl_clock.Clock("cpu")
+    clock = trl_shared.Clock("cpu")
     clock.on_train_begin(None, None, None)
     gc.collect(0)
     assert clock.collecting == 0.0

@@ -1,4 +1,7 @@
-"""The stopwatch of both trl sides: a callback that a trainer of transformers takes, and functions that stamp as they run."""
+"""What both trl sides share: what their trainers are told, and a stopwatch.
+
+The stopwatch is a callback that a trainer of transformers takes, and functions that stamp as they run.
+"""
 
 import gc
 import time
@@ -7,7 +10,25 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from benchmarks.lm_workload import Workload
 from benchmarks.metadata import now
+
+
+def training_arguments(work: Workload, output: str) -> dict[str, Any]:
+    """Arguments of transformers that are the same for every trainer of trl: constant learning rate, nothing saved or reported."""
+    return {
+        "output_dir": output,
+        "learning_rate": work.learning_rate,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "bf16": work.device == "cuda",
+        "use_cpu": work.device == "cpu",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": work.seed,
+    }
 
 
 class Clock(TrainerCallback):
